@@ -1,0 +1,329 @@
+"""Stein variational gradient descent: directions, particle updates.
+
+All directions estimate one population field, `φ(z) = E_{z'~q}[k(z', z) s(z') + ∇_{z'} k(z', z)]`, with
+`s = ∇ log p` the score of the target (Liu & Wang 2016, 1608.04471, eq. 8). They differ in what they need:
+
+`stein_direction`
+    the classical sum over particles; needs the score of the target.
+`score_difference`
+    both scores from kernel density estimates of draws; needs draws of the target only (the GFSD / Blob members
+    of the same family, Liu et al. 2019, 1807.01750).
+`drift`
+    as `score_difference` with a Laplace kernel whose weights are normalised over both axes, which keeps it
+    stable in higher dimension (drifting models, 2602.04770).
+
+Everything is in matmul form: no (n, n, d) tensor is ever made. For data-parallel use each direction takes the
+whole particle set and `rows`, the slice of queries that this rank owns.
+"""
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from ldcvae.kernels import Kernel, get_kernel, squared_distances
+
+__all__ = [
+    "amortised_loss",
+    "drift",
+    "particle_direction",
+    "score_difference",
+    "stein_direction",
+    "svgd",
+]
+
+_ALL = slice(None)
+
+
+def _check_bandwidths(bandwidths: Sequence[float | Tensor]) -> None:
+    if len(bandwidths) == 0:
+        raise ValueError("bandwidths is empty: give at least one positive number")
+    for bandwidth in bandwidths:
+        # A tensor stays on its device: looking at its value would make the host wait for it.
+        if not isinstance(bandwidth, Tensor) and not bandwidth > 0:
+            raise ValueError(f"bandwidths must be positive, got {bandwidth}")
+
+
+def _own(n: int, rows: slice, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Positions of each query's own particle in the (queries, n) matrix."""
+    columns = torch.arange(n, device=device)[rows]
+    return torch.arange(len(columns), device=device), columns
+
+
+def stein_direction(
+    particles: Tensor,
+    score: Tensor,
+    bandwidths: Sequence[float | Tensor],
+    kernel: Kernel | str = "rbf",
+    *,
+    self_term: bool = True,
+    normalise: bool = False,
+    rows: slice = _ALL,
+) -> Tensor:
+    """Classical SVGD direction at the particles, averaged over bandwidths.
+
+    `φ(zⱼ) = 1/n Σᵢ [k(zᵢ, zⱼ) s(zᵢ) + ∇_{zᵢ} k(zᵢ, zⱼ)]` (1608.04471, eq. 8).
+
+    Particles that are moved and kept (plain SVGD) keep the term i = j. Amortised draws must leave it out
+    (`self_term=False`, the sum is divided by n - 1): fresh i.i.d. draws make that estimate unbiased, while the
+    self term pulls every draw to the mode and the variance collapses.
+
+    Args:
+        particles: (n, d) all particles.
+        score: (n, d) score of the target at the particles.
+        bandwidths: kernel bandwidths h, in the units of the particles.
+        kernel: a `Kernel` or its name.
+        self_term: whether i = j takes part.
+        normalise: divide by the mean kernel value over pairs, which makes the step independent of how many
+            neighbours a bandwidth reaches.
+        rows: the queries j to return, by default all.
+
+    Returns:
+        (len(rows), d) direction of steepest KL descent.
+
+    Raises:
+        ValueError: if a bandwidth is not positive, or there are too few particles to leave one out.
+
+    Example:
+        >>> z = torch.tensor([[1.0], [-1.0]])
+        >>> stein_direction(z, score=-z, bandwidths=[1.0])  # pulled in by the score, pushed apart by the kernel
+        tensor([[-0.2970],
+                [ 0.2970]])
+    """
+    _check_bandwidths(bandwidths)
+    kernel = get_kernel(kernel) if isinstance(kernel, str) else kernel
+    n = particles.shape[0]
+    if not self_term and n < 2:
+        raise ValueError("self_term=False needs at least 2 particles")
+    queries = particles[rows]
+    squares = squared_distances(queries, particles)
+    own = _own(n, rows, particles.device)
+    direction = torch.zeros_like(queries)
+    for bandwidth in bandwidths:
+        value, slope = kernel.value(squares, bandwidth), kernel.slope(squares, bandwidth)
+        if not self_term:
+            value = value.index_put(own, value.new_zeros(()))
+        count = n if self_term else n - 1
+        # The self term of the gradient is slope · (zⱼ - zⱼ) = 0 whether or not it is left in.
+        phi = value @ score + slope @ particles - slope.sum(1, keepdim=True) * queries
+        mass = value.sum() / len(queries) if normalise else count
+        direction += phi / mass
+    return direction / len(bandwidths)
+
+
+def particle_direction(particles: Tensor, score: Tensor) -> Tensor:
+    """SVGD direction inside many small groups at once: the M posterior particles of each image.
+
+    RBF kernel with `h² = ` mean squared pairwise distance of the group, the self term left out, divided by the
+    group's mean kernel value. With the self term in, an amortised encoder collapses to a point.
+
+    Args:
+        particles: (B, M, d), M >= 2.
+        score: (B, M, d) score of each image's Gibbs posterior at its particles.
+
+    Returns:
+        (B, M, d) direction.
+
+    Raises:
+        ValueError: if M < 2; one particle has nothing to be repelled from, use the ELBO objective.
+
+    Example:
+        >>> z = torch.randn(5, 4, 2)
+        >>> particle_direction(z, -z).shape
+        torch.Size([5, 4, 2])
+    """
+    m = particles.shape[-2]
+    if m < 2:
+        raise ValueError(f"SVGD among the particles of one image needs M >= 2, got {m}: use the ELBO for M = 1")
+    # M is a handful, so the (B, M, M) distances are small, and differences are exact where matmul form is not.
+    squares = torch.cdist(particles, particles, compute_mode="donot_use_mm_for_euclid_dist").square()
+    bandwidth = (squares.sum((-1, -2), keepdim=True) / (m * (m - 1))).clamp(min=1e-12)
+    value = torch.exp(squares / (-2.0 * bandwidth))
+    value = value - torch.diag_embed(torch.diagonal(value, dim1=-2, dim2=-1))
+    mass = value.sum((-1, -2), keepdim=True) / m  # (m - 1) × mean kernel value over pairs
+    slope = value / -bandwidth
+    phi = value @ score + slope @ particles - slope.sum(-1, keepdim=True) * particles
+    return phi / mass
+
+
+def _mean_shift(squares: Tensor, bandwidth: float | Tensor, points: Tensor) -> Tensor:
+    return torch.softmax(squares / (-2.0 * bandwidth**2), dim=1) @ points
+
+
+def score_difference(
+    particles: Tensor,
+    targets: Tensor,
+    bandwidths: Sequence[float | Tensor],
+    *,
+    smooth: bool = False,
+    rows: slice = _ALL,
+) -> Tensor:
+    """Difference of two kernel-density scores in mean-shift form, averaged over bandwidths.
+
+    `V_h(zⱼ) = m_{p,h}(zⱼ) - m_{q,h}(zⱼ)` with `m` the `softmax(-|zⱼ - y|²/2h²)`-weighted mean: h² times the
+    difference of the scores of both densities smoothed with one kernel (1807.01750, GFSD). Query j sees neither
+    its own particle nor target j, so both sides have n - 1 points and the field vanishes in expectation when
+    the two laws are equal, which needs equal counts.
+
+    Args:
+        particles: (n, d) draws of the sampler.
+        targets: (n, d) draws of the target, as many as particles.
+        bandwidths: in the units of the particles.
+        smooth: average the field over the particles with the same kernel, self included, weights normalised:
+            the population SVGD direction divided by the kernel mass.
+        rows: the queries j to return, by default all.
+
+    Returns:
+        (len(rows), d) direction.
+
+    Raises:
+        ValueError: on unequal counts, fewer than two particles or a bandwidth that is not positive.
+
+    Example:
+        >>> z, y = torch.tensor([[0.0], [0.1]]), torch.tensor([[5.0], [5.1]])
+        >>> score_difference(z, y, [1.0])  # each particle is sent from the other particle to the other target
+        tensor([[5.],
+                [5.]])
+    """
+    _check_bandwidths(bandwidths)
+    _check_counts(particles, targets)
+    # Smoothing averages the field over all particles, so then every rank needs the field at all of them.
+    at = _ALL if smooth else rows
+    own = _own(len(particles), at, particles.device)
+    infinity = particles.new_full((), float("inf"))
+    to_particles = squared_distances(particles[at], particles)
+    to_targets = squared_distances(particles[at], targets).index_put(own, infinity)
+    to_others = to_particles.index_put(own, infinity)
+    direction = torch.zeros_like(particles[rows])
+    for bandwidth in bandwidths:
+        field = _mean_shift(to_targets, bandwidth, targets) - _mean_shift(to_others, bandwidth, particles)
+        direction += _mean_shift(to_particles[rows], bandwidth, field) if smooth else field
+    return direction / len(bandwidths)
+
+
+def drift(
+    particles: Tensor,
+    targets: Tensor,
+    temperatures: Sequence[float | Tensor],
+    *,
+    rows: slice = _ALL,
+) -> Tensor:
+    """Drifting field: Laplace-kernel score difference normalised jointly over both sides and along both axes.
+
+    With `A = sqrt(softmax_rows(L) · softmax_columns(L))`, `L = -|zⱼ - y| / T` over targets and particles
+    together, the weights are `W_p = A_p · rowsum(A_q)` and `W_q = A_q · rowsum(A_p)`, the field
+    `V = W_p y - W_q z` (2602.04770, algorithm 2). Each temperature's field is scaled to unit RMS before
+    averaging. Antisymmetric in the two sides: zero in expectation when the laws are equal.
+
+    Args:
+        particles: (n, d) draws of the sampler.
+        targets: (n, d) draws of the target, as many as particles.
+        temperatures: T, in the units of the particles.
+        rows: the queries j to return, by default all. The normalisation over columns needs all rows, so the
+            whole field is computed on every rank.
+
+    Returns:
+        (len(rows), d) direction.
+
+    Raises:
+        ValueError: on unequal counts, fewer than two particles or a temperature that is not positive.
+
+    Example:
+        >>> z, y = torch.tensor([[0.0], [0.1]]), torch.tensor([[5.0], [5.1]])
+        >>> bool((drift(z, y, [1.0, 2.0]) > 0).all())
+        True
+    """
+    _check_bandwidths(temperatures)
+    _check_counts(particles, targets)
+    n = len(particles)
+    own = _own(n, _ALL, particles.device)
+    infinity = particles.new_full((), float("inf"))
+    distances = torch.cat(
+        [squared_distances(particles, side).sqrt().index_put(own, infinity) for side in (targets, particles)],
+        dim=1,
+    )
+    direction = torch.zeros_like(particles)
+    for temperature in temperatures:
+        logits = distances / -temperature
+        log_rows, log_columns = logits.logsumexp(1, keepdim=True), logits.logsumexp(0, keepdim=True)
+        weights = torch.exp(logits - 0.5 * (log_rows + log_columns))
+        of_targets, of_particles = weights[:, :n], weights[:, n:]
+        field = (of_targets @ targets) * of_particles.sum(1, keepdim=True)
+        field -= (of_particles @ particles) * of_targets.sum(1, keepdim=True)
+        direction += field / field.square().mean().sqrt().clamp(min=1e-12)
+    return direction[rows] / len(temperatures)
+
+
+def _check_counts(particles: Tensor, targets: Tensor) -> None:
+    if particles.shape != targets.shape:
+        raise ValueError(
+            f"particles {tuple(particles.shape)} and targets {tuple(targets.shape)} must have equal counts and "
+            "dimensions: with unequal counts the field is biased even when both laws are equal"
+        )
+    if len(particles) < 2:
+        raise ValueError("needs at least 2 particles, since each leaves its own draw out")
+
+
+def amortised_loss(draws: Tensor, direction: Tensor) -> Tensor:
+    """Loss whose gradient moves the net that made `draws` along `direction`: `-meanⱼ <zⱼ, stopgrad(φⱼ)>`.
+
+    Wang & Liu 2016 (1611.01722), eq. 9; Feng et al. 2017 (1707.06626).
+
+    Args:
+        draws: (n, d), attached to the net.
+        direction: (n, d), treated as a constant.
+
+    Example:
+        >>> z = torch.zeros(2, 1, requires_grad=True)
+        >>> amortised_loss(z, torch.ones(2, 1)).backward()
+        >>> z.grad
+        tensor([[-0.5000],
+                [-0.5000]])
+    """
+    return -(draws * direction.detach()).sum(-1).mean()
+
+
+def svgd(
+    particles: Tensor,
+    score: Callable[[Tensor], Tensor],
+    *,
+    steps: int = 500,
+    step_size: float = 0.1,
+    bandwidths: Sequence[float] | None = None,
+    kernel: Kernel | str = "rbf",
+) -> Tensor:
+    """Plain SVGD of kept particles, with Adam steps.
+
+    Args:
+        particles: (n, d) starting points; not modified.
+        score: `z (n, d) -> ∇ log p(z) (n, d)`.
+        steps: number of updates.
+        step_size: Adam's learning rate, decayed linearly to zero.
+        bandwidths: fixed bandwidths, or None for the median rule `h² = median² / (2 log(n + 1))` of
+            1608.04471, renewed every step.
+        kernel: a `Kernel` or its name.
+
+    Returns:
+        (n, d) particles distributed like the target.
+
+    Raises:
+        ValueError: on bad bandwidths or an unknown kernel.
+
+    Example:
+        >>> z = svgd(torch.randn(50, 1, generator=torch.Generator().manual_seed(0)), lambda z: 3.0 - z, steps=300)
+        >>> bool((z.mean() - 3.0).abs() < 0.1)
+        True
+    """
+    z = particles.detach().clone().requires_grad_()
+    optimizer = torch.optim.Adam([z], lr=step_size)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1.0 - step / steps)
+    for _ in range(steps):
+        points = z.detach()
+        widths: Sequence[float | Tensor] | None = bandwidths
+        if widths is None:
+            median = squared_distances(points, points).median()
+            widths = [(median / (2.0 * torch.log(torch.tensor(len(points) + 1.0)))).sqrt().clamp(min=1e-6)]
+        z.grad = -stein_direction(points, score(points), widths, kernel)
+        optimizer.step()
+        schedule.step()
+    return z.detach()

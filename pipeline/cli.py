@@ -1,0 +1,75 @@
+"""The command line that all stages share: `python -m pipeline.<stage> [--config F] [--force] [key=value …]`."""
+
+import argparse
+import logging
+import os
+import sys
+import textwrap
+import warnings
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from pipeline.config import Config, describe_keys, load_config
+from pipeline.errors import ConfigError, PipelineError
+
+__all__ = ["main"]
+
+
+def _keys() -> str:
+    lines = ["keys (key=value, values are YAML; [type] default):"]
+    section = ""
+    for name, kind, default, description in describe_keys():
+        if name.rpartition(".")[0] != section:
+            section = name.rpartition(".")[0]
+            lines.append("")
+        lines.append(f"  {name}={default}  [{kind}]")
+        lines += textwrap.wrap(description, 92, initial_indent="      ", subsequent_indent="      ")
+    return "\n".join(lines)
+
+
+def _parser(stage: str, doc: str) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog=f"python -m pipeline.{stage}",
+        description=doc,
+        epilog=_keys(),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument(
+        "--config", metavar="FILE", help="YAML file; without it the defaults, those of configs/digits.yaml"
+    )
+    parser.add_argument("--force", action="store_true", help="run even if inputs and config are unchanged")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="dotted overrides, e.g. train.epochs=20")
+    return parser
+
+
+def main(
+    stage: str, doc: str | None, run: Callable[[Config, bool], Any], arguments: Sequence[str] | None = None
+) -> None:
+    """Parse the command line, run one stage, exit with 0 (done), 1 (failure) or 2 (bad usage or config).
+
+    Args:
+        stage: module name under `pipeline`, for the help.
+        doc: the module's docstring, for the help.
+        run: `(config, force)`.
+        arguments: command line; None for `sys.argv`.
+    """
+    parser = _parser(stage, doc or "")
+    options = parser.parse_intermixed_args(arguments)
+    warnings.filterwarnings("ignore", category=FutureWarning)
+    logging.captureWarnings(True)
+    logging.getLogger("py.warnings").setLevel(logging.ERROR)
+    try:
+        config = load_config(options.config, options.overrides)
+        run(config, options.force)
+    except ConfigError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except PipelineError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(1)
+    except KeyboardInterrupt:
+        print("\ninterrupted: the same command goes on from the last checkpoint", file=sys.stderr)
+        sys.exit(130)
+    except BrokenPipeError:  # `… | head` closed the pipe
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)

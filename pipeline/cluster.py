@@ -1,0 +1,102 @@
+"""Connect to a Ray cluster or start a local one, quietly; what hardware there is."""
+
+import logging
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from pipeline.schema import Config
+
+__all__ = ["connect", "has_gpus", "parallel_map"]
+
+# Read by Ray when it is imported or started, so set on import of this module and inherited by its processes.
+_ENVIRONMENT = {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # a local start listens on 127.0.0.1 only
+    "RAY_worker_niceness": "0",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "RAY_TRAIN_ENABLE_V2": "1",
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
+}
+for _name, _value in _ENVIRONMENT.items():
+    os.environ.setdefault(_name, _value)
+
+
+def in_job() -> bool:
+    """Whether this process is the entrypoint of a submitted Ray job."""
+    return "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ or "RAY_ADDRESS" in os.environ
+
+
+@contextmanager
+def connect(config: Config) -> Iterator[None]:
+    """Ray for the duration of a block: the job's own cluster, `ray.address`, or a new local one.
+
+    Nested use is free: an inner block uses the outer block's connection.
+    """
+    import ray
+
+    if ray.is_initialized():
+        yield
+        return
+    settings = config.ray
+    common: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
+    if settings.address is not None:
+        ray.init(address=settings.address, **common)
+    elif in_job():
+        ray.init(**common)  # attaches to the job's cluster, which fixes the resources
+    else:
+        # The processes are all on this machine; gloo would otherwise pick an interface by the host's name.
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
+        ray.init(
+            # "local": never a stale address that a killed cluster left in Ray's temporary folder.
+            address="local",
+            num_cpus=settings.num_cpus,
+            num_gpus=settings.num_gpus,
+            include_dashboard=settings.dashboard,
+            object_store_memory=settings.object_store_mb * 2**20,
+            **common,
+        )
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def has_gpus() -> bool:
+    """Whether the connected cluster has GPUs."""
+    import ray
+
+    return ray.cluster_resources().get("GPU", 0) > 0
+
+
+def use_cuda(device: str) -> bool:
+    """Whether `device` (auto, cpu, cuda) means CUDA on the connected cluster."""
+    return device == "cuda" or (device == "auto" and has_gpus())
+
+
+def parallel_map(
+    function: Callable[[Any], Any],
+    items: Sequence[Any],
+    workers: int,
+    resources: dict[str, float] | None = None,
+) -> Iterator[Any]:
+    """Results of `function` over `items` in their order, from `workers` Ray tasks at a time.
+
+    Args:
+        function: picklable.
+        items: arguments, one each.
+        workers: tasks in flight.
+        resources: Ray resources of a task, e.g. `{"num_cpus": 1, "num_gpus": 0.5}`.
+    """
+    import ray
+
+    task = ray.remote(**(resources or {"num_cpus": 1}))(function)
+    pending: list[Any] = []
+    waiting = iter(items)
+    for item in waiting:
+        pending.append(task.remote(item))
+        if len(pending) >= workers:
+            yield ray.get(pending.pop(0))
+    while pending:
+        yield ray.get(pending.pop(0))

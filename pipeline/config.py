@@ -1,0 +1,126 @@
+"""Load, check and write configurations: a YAML file plus dotted overrides, validated as a whole.
+
+Example:
+    >>> load_config(overrides=["sampler.particles=512"]).sampler.particles
+    512
+    >>> load_config(overrides=["sampler.particle=512", "train.epochs=-1"])
+    Traceback (most recent call last):
+    pipeline.errors.ConfigError: 2 mistakes in the configuration:
+      train.epochs: Input should be greater than or equal to 1, got -1
+      sampler.particle: unknown key; did you mean sampler.particles?
+"""
+
+import difflib
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_args, get_origin
+
+import yaml
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from pydantic import BaseModel, ValidationError
+
+from pipeline.errors import ConfigError
+from pipeline.schema import Config
+
+__all__ = ["Config", "describe_keys", "dump_yaml", "load_config", "parse_config"]
+
+
+def load_config(path: str | Path | None = None, overrides: Sequence[str] = ()) -> Config:
+    """Read a YAML file (or the defaults), apply `key=value` overrides and validate.
+
+    Args:
+        path: YAML file; None for the defaults.
+        overrides: dotted assignments such as `train.epochs=20`; values are YAML.
+
+    Raises:
+        ConfigError: with every mistake, each with its dotted key, the value and what is allowed.
+    """
+    try:
+        tree: Any = OmegaConf.load(path) if path is not None else OmegaConf.create({})
+    except FileNotFoundError:
+        raise ConfigError(f"config file {path} does not exist") from None
+    except (OSError, yaml.YAMLError, OmegaConfBaseException) as error:
+        raise ConfigError(f"config file {path} is not readable YAML: {error}") from None
+    for item in overrides:
+        key, equals, _ = item.partition("=")
+        if not equals or not key:
+            raise ConfigError(f"override {item!r} is not of the form key=value, e.g. train.epochs=20")
+    try:
+        tree = OmegaConf.merge(tree, OmegaConf.from_dotlist(list(overrides)))
+        # Interpolations stay unresolved: ${oc.env:…} would write secrets into the run's config.
+        content: Any = OmegaConf.to_container(tree, resolve=False)
+    except (yaml.YAMLError, OmegaConfBaseException) as error:
+        raise ConfigError(f"overrides {list(overrides)}: {error}") from None
+    if not isinstance(content, dict):
+        raise ConfigError(f"config file {path} must hold keys and values, not a {type(content).__name__}")
+    return parse_config(content)
+
+
+def parse_config(content: dict[str, Any]) -> Config:
+    """Validate a nested dictionary; errors as in `load_config`."""
+    try:
+        return Config.model_validate(content)
+    except ValidationError as error:
+        mistakes = [_explain(item) for item in error.errors()]
+    plural = "mistake" if len(mistakes) == 1 else "mistakes"
+    raise ConfigError("\n  ".join([f"{len(mistakes)} {plural} in the configuration:", *mistakes]))
+
+
+def _explain(item: Any) -> str:
+    location = [str(part) for part in item["loc"]]
+    key = ".".join(location)
+    if item["type"] == "extra_forbidden":
+        known = [name for name, *_ in describe_keys()]
+        sections = sorted({name.partition(".")[0] for name in known})
+        near = difflib.get_close_matches(key, known + sections, n=1, cutoff=0.6)
+        if not near:  # the right name in the wrong section
+            near = [name for name in known if name.rpartition(".")[2] == location[-1]][:1]
+        section = [name for name in known if name.rpartition(".")[0] == ".".join(location[:-1])]
+        hint = f"did you mean {near[0]}?" if near else f"known here: {', '.join(section or sections)}"
+        return f"{key}: unknown key; {hint}"
+    message = item["msg"].removeprefix("Value error, ")
+    if item["type"] == "value_error" and isinstance(item["input"], dict):
+        return f"{key}.{message}"  # a section's own check names its field
+    # A union member's tag (literal['auto'], bool) is pydantic's, not part of the key.
+    key = ".".join(part for part in location if "[" not in part and part not in ("bool", "int", "float"))
+    return f"{key}: {message}, got {item['input']!r}"
+
+
+def dump_yaml(config: Config) -> str:
+    """The resolved configuration as YAML that `load_config` reads back to an equal one.
+
+    Example:
+        >>> dump_yaml(Config()).splitlines()[0]
+        'name: digits'
+    """
+    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, width=100)
+
+
+def describe_keys(model: type[BaseModel] = Config, prefix: str = "") -> Iterator[tuple[str, str, str, str]]:
+    """Every key as (dotted name, type, default, description), for `--help` and error messages.
+
+    Example:
+        >>> next(describe_keys())
+        ('name', 'str', 'digits', 'folder of the run')
+    """
+    for name, field in model.model_fields.items():
+        annotation = field.annotation
+        if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+            yield from describe_keys(annotation, f"{prefix}{name}.")
+        else:
+            default = "null" if field.default is None else str(field.default)
+            yield f"{prefix}{name}", _type_name(annotation), default, field.description or ""
+
+
+def _type_name(annotation: Any) -> str:
+    origin, arguments = get_origin(annotation), get_args(annotation)
+    if origin is Annotated:
+        return _type_name(arguments[0])
+    if origin is Literal:
+        return "|".join(str(value) for value in arguments)
+    if origin is list:
+        return f"[{_type_name(arguments[0])}, ...]"
+    if arguments:
+        return "|".join("null" if part is type(None) else _type_name(part) for part in arguments)
+    return getattr(annotation, "__name__", str(annotation))

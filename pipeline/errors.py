@@ -1,0 +1,11 @@
+"""Errors whose message is all that a user needs: the command line prints them without a traceback."""
+
+__all__ = ["ConfigError", "PipelineError"]
+
+
+class PipelineError(Exception):
+    """A stage cannot go on; the message names the file, row or key, the value and what to do."""
+
+
+class ConfigError(PipelineError):
+    """The configuration is wrong; the message lists every mistake."""

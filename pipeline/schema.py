@@ -1,0 +1,228 @@
+"""The one schema: every key a run understands, with type, default, bounds, unit and meaning.
+
+The defaults are those of the bundled digits (`configs/digits.yaml` spells them out), so a run with no config
+file works.
+"""
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+
+__all__ = [
+    "Config",
+    "DataConfig",
+    "EvaluateConfig",
+    "ModelConfig",
+    "RayConfig",
+    "ReportConfig",
+    "SampleConfig",
+    "SamplerConfig",
+    "TrainConfig",
+]
+
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Fraction = Annotated[float, Field(ge=0, le=1)]
+Count = Annotated[int, Field(ge=1)]
+# YAML reads on/off/yes/no as booleans; "auto" is what is right for the device.
+Auto = bool | Literal["auto"]
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class DataConfig(_Section):
+    """Where the images come from and how they are cut up."""
+
+    source: Literal["digits", "torchvision", "idx", "folder", "parquet"] = Field(
+        "digits",
+        description="digits: scikit-learn's 1,797 bundled 8x8 scans; torchvision: a set by name; idx: a folder of "
+        "MNIST-style IDX files; folder: PNG/JPEG images, sub-folders are labels; parquet: files with an image column",
+    )
+    name: str | None = Field(None, description="torchvision class, e.g. MNIST, CIFAR10 (source torchvision)")
+    path: str | None = Field(None, description="folder or fsspec URL of the source; for torchvision its cache")
+    download: bool = Field(True, description="let torchvision download when the files are missing")
+    image_size: Annotated[int, Field(ge=4, le=1024)] | None = Field(
+        None, description="resize the shorter side to this many pixels and centre-crop; null keeps the size"
+    )
+    channels: Literal[1, 3] | None = Field(None, description="1 grey, 3 RGB; null keeps what the source has")
+    validation_fraction: Annotated[float, Field(gt=0, lt=0.9)] = Field(
+        0.1, description="part of the training images held out to choose by"
+    )
+    test_fraction: Annotated[float, Field(gt=0, lt=0.9)] = Field(
+        0.2, description="part of all images held out to report on, when the source has no test split"
+    )
+    max_train_images: Count | None = Field(None, description="use only this many training images; null: all")
+    images_per_shard: Count = Field(10_000, description="rows of one Parquet file")
+    on_bad_image: Literal["fail", "skip"] = Field(
+        "fail", description="fail: stop and name the file; skip: leave it out and list it in the manifest"
+    )
+
+    @model_validator(mode="after")
+    def _needs(self) -> "DataConfig":
+        if self.source in ("idx", "folder", "parquet") and self.path is None:
+            raise ValueError(f"path is missing: source {self.source!r} needs data.path=FOLDER_OR_URL")
+        if self.source == "torchvision" and self.name is None:
+            raise ValueError("name is missing: source 'torchvision' needs data.name, e.g. data.name=MNIST")
+        return self
+
+
+class ModelConfig(_Section):
+    """The networks."""
+
+    network: Literal["auto", "mlp", "conv", "resnet"] = Field(
+        "auto", description="encoder and decoder; auto: mlp below 16 pixels, conv up to 32, resnet above"
+    )
+    latent_dim: Annotated[int, Field(ge=1, le=4096)] = Field(8, description="d, dimensions of a latent")
+    width: Count = Field(128, description="hidden units (mlp) or channels of the first level (conv, resnet)")
+    depth: Count = Field(2, description="hidden layers (mlp) or residual blocks a level (resnet)")
+    likelihood: Literal["gaussian", "bernoulli"] = Field(
+        "gaussian",
+        description="reconstruction loss l(x, z): squared error or cross-entropy, summed over pixels",
+    )
+
+
+class TrainConfig(_Section):
+    """Phase 1: encoder and decoder."""
+
+    objective: Literal["elbo", "svgd"] = Field(
+        "svgd",
+        description="svgd: the encoder follows M Stein particles per image; elbo: reparametrised bound",
+    )
+    particles: Annotated[int, Field(ge=1, le=64)] = Field(4, description="M, latents per image and step")
+    inverse_temperature: Positive = Field(40.0, description="lambda, weight of the reconstruction loss")
+    consistency: Fraction = Field(
+        0.0,
+        description="share of the learnt latent energy in the encoder's target; 0: the standard normal only",
+    )
+    consistency_floor: Positive = Field(
+        0.5, description="least standard deviation of a kernel of that energy, in latent units"
+    )
+    epochs: Count = Field(60, description="passes over the training images")
+    batch_size: Count = Field(64, description="images per step, over all workers")
+    learning_rate: Positive = Field(1e-3, description="Adam's peak rate, cosine to zero")
+    weight_decay: Annotated[float, Field(ge=0)] = Field(0.0, description="decoupled weight decay")
+    ema: Annotated[float, Field(ge=0, lt=1)] = Field(0.999, description="decay of the averaged weights; 0: none")
+    num_workers: Count = Field(1, description="data-parallel processes")
+    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: cuda where the cluster has GPUs")
+    bf16: Auto = Field("auto", description="bfloat16 autocast; auto: on GPUs that have it")
+    channels_last: Auto = Field("auto", description="NHWC memory; auto: on for convolutional networks")
+    fused: Auto = Field("auto", description="fused Adam; auto: on")
+    compile: Auto = Field("auto", description="torch.compile; auto: on GPUs")
+    checkpoint_epochs: Count = Field(10, description="epochs between checkpoints of phase 1")
+    keep_checkpoints: Count = Field(2, description="how many of the newest checkpoints stay on storage")
+    max_failures: Annotated[int, Field(ge=0)] = Field(3, description="lost workers before the run gives up")
+
+    @model_validator(mode="after")
+    def _svgd_needs_pairs(self) -> "TrainConfig":
+        if self.objective == "svgd" and self.particles < 2:
+            raise ValueError(
+                f"particles is {self.particles}, but objective 'svgd' needs at least 2: particles of one image "
+                "repel each other; use train.objective=elbo for 1"
+            )
+        return self
+
+
+class SamplerConfig(_Section):
+    """Phase 2: the net that draws latents in one forward pass."""
+
+    direction: Literal["score_difference", "drift", "stein"] = Field(
+        "score_difference",
+        description="what the sampler follows; prefer drift above about 20 latent dimensions",
+    )
+    bandwidths: Annotated[list[Positive], Field(min_length=1, max_length=16)] = Field(
+        [0.13, 0.23, 0.42], description="kernel bandwidths (score_difference, stein) or temperatures (drift)"
+    )
+    bandwidth_unit: Literal["neighbour", "absolute"] = Field(
+        "neighbour",
+        description="neighbour: the median nearest-neighbour distance of encoder draws; absolute: whitened",
+    )
+    kernel: Literal["rbf", "imq", "laplace"] = Field("rbf", description="kernel of direction stein")
+    self_term: bool = Field(False, description="direction stein: keep i = j; collapses, here to show that")
+    smooth: bool = Field(False, description="direction score_difference: average the field over particles")
+    floor: Positive = Field(
+        0.3, description="direction stein: least kernel width of the energy, in units of bandwidth_unit"
+    )
+    particles: Annotated[int, Field(ge=4, le=65536)] = Field(512, description="n, latents per step, over all workers")
+    posterior_noise: Fraction = Field(1.0, description="share of the posterior's standard deviation in the targets")
+    base: Literal["normal", "gmm"] = Field(
+        "normal", description="what the net transforms: N(0, I) or a fitted mixture"
+    )
+    base_components: Count = Field(10, description="components of base gmm")
+    width: Count = Field(256, description="hidden units of the residual MLP")
+    depth: Count = Field(3, description="residual blocks")
+    steps: Count = Field(3000, description="updates")
+    learning_rate: Positive = Field(1e-3, description="Adam's peak rate, cosine to zero")
+    ema: Annotated[float, Field(ge=0, lt=1)] = Field(0.995, description="decay of the averaged weights; 0: none")
+    checkpoint_steps: Count = Field(500, description="steps between checkpoints and validations of phase 2")
+
+
+class SampleConfig(_Section):
+    """Generated images."""
+
+    num_images: Count = Field(2000, description="how many images to generate")
+    batch_size: Count = Field(500, description="images per forward pass; part of what the seed fixes")
+    num_workers: Count = Field(1, description="parallel processes; any number gives the same images")
+    png: bool = Field(False, description="also write each image as samples/png/NNNNNN.png")
+    grid: Annotated[int, Field(ge=1, le=32)] = Field(10, description="images per side of grid.png")
+
+
+class EvaluateConfig(_Section):
+    """Figures of merit."""
+
+    split: Literal["validation", "test"] = Field("test", description="choose on validation, report on test")
+    extractor: Literal["auto", "classifier", "inception", "random"] = Field(
+        "auto",
+        description="features of the Frechet distance; auto: classifier where there are labels, else random",
+    )
+    inception_weights: str | None = Field(None, description="path of Inception weights; null: torch-fidelity's own")
+    generators: list[Literal["prior", "gaussian", "gmm", "langevin", "sampler", "encoder"]] = Field(
+        ["prior", "gaussian", "gmm", "langevin", "sampler", "encoder"],
+        min_length=1,
+        description="latents judged",
+    )
+    num_images: Annotated[int, Field(ge=50)] = Field(2000, description="images per draw of a generator")
+    draws: Count = Field(5, description="independent draws of every generator: mean and spread")
+    neighbours: Count = Field(5, description="k of precision, recall, density, coverage")
+    gmm_components: Count = Field(10, description="components of generator gmm")
+    langevin_steps: Count = Field(200, description="steps of annealed Langevin, burn-in included")
+    classifier_epochs: Count = Field(30, description="epochs of the feature classifier")
+
+
+class ReportConfig(_Section):
+    """The page."""
+
+    title: str | None = Field(None, description="headline; null: the run's name")
+    images: Annotated[int, Field(ge=4, le=400)] = Field(100, description="images in the sample grid")
+
+
+class RayConfig(_Section):
+    """How to reach or start Ray."""
+
+    address: str | None = Field(None, description="cluster to join; null: the job's own, or a new local one")
+    num_cpus: Count | None = Field(None, description="CPUs of a local start; null: all")
+    num_gpus: Annotated[int, Field(ge=0)] | None = Field(None, description="GPUs of a local start; null: all")
+    object_store_mb: Annotated[int, Field(ge=80)] = Field(200, description="object store of a local start, MiB")
+    dashboard: bool = Field(False, description="dashboard of a local start, on loopback")
+
+
+def _no_separator(name: str) -> str:
+    if not isinstance(name, str) or not name or name in (".", "..") or any(c in name for c in "/\\?#\0"):
+        raise ValueError("must be a plain folder name, without / \\ ? #")
+    return name
+
+
+class Config(_Section):
+    """A whole run."""
+
+    name: Annotated[str, BeforeValidator(_no_separator)] = Field("digits", description="folder of the run")
+    storage: str = Field("runs", description="folder or fsspec URL that holds runs, e.g. s3://bucket/runs")
+    seed: Annotated[int, Field(ge=0, lt=2**31)] = Field(0, description="of splits, weights, noise and samples")
+    data: DataConfig = DataConfig()
+    model: ModelConfig = ModelConfig()
+    train: TrainConfig = TrainConfig()
+    sampler: SamplerConfig = SamplerConfig()
+    sample: SampleConfig = SampleConfig()
+    evaluate: EvaluateConfig = EvaluateConfig()
+    report: ReportConfig = ReportConfig()
+    ray: RayConfig = RayConfig()

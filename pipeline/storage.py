@@ -1,0 +1,204 @@
+"""Files on any fsspec URL: atomic writes, content hashes, manifests. The only module that touches storage.
+
+A local file is written beside its place, flushed and renamed; an object store makes an object visible only when
+its upload is complete. So a reader never sees half a file, and a stage that was killed leaves no manifest.
+"""
+
+import hashlib
+import json
+import os
+import re
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import fsspec
+from fsspec.implementations.local import LocalFileSystem
+
+from pipeline.errors import ConfigError, PipelineError
+
+__all__ = ["Folder", "fingerprint", "sha256"]
+
+
+def sha256(content: bytes) -> str:
+    """Hex digest of `content`.
+
+    Example:
+        >>> sha256(b"")[:8]
+        'e3b0c442'
+    """
+    return hashlib.sha256(content).hexdigest()
+
+
+def fingerprint(content: Any) -> str:
+    """Hex digest of anything JSON can write, the same for equal content in any key order.
+
+    Example:
+        >>> fingerprint({"a": 1, "b": 2}) == fingerprint({"b": 2, "a": 1})
+        True
+    """
+    return sha256(json.dumps(content, sort_keys=True, allow_nan=False).encode())
+
+
+def _check_url(url: str) -> None:
+    scheme, separator, rest = url.partition("://")
+    if not separator:
+        return
+    if scheme == "memory":
+        raise ConfigError(
+            f"storage {url!r}: memory:// lives in one process, but workers run in others; "
+            "use a folder or an object store"
+        )
+    if "@" in rest.split("/", 1)[0] or re.search(r"[?&](access_key|secret|token|sig|password)[^=]*=", rest, re.I):
+        raise ConfigError(
+            f"storage {scheme}://…: credentials in a URL end up in logs; take them from the environment, the "
+            "instance role or the usual config files"
+        )
+
+
+@dataclass(frozen=True)
+class Folder:
+    """A folder at a local path or fsspec URL.
+
+    Attributes:
+        url: absolute path or URL without a trailing slash; safe to hand to another process or machine.
+
+    Raises:
+        ConfigError: for memory:// and for URLs that carry credentials.
+
+    Example:
+        >>> import tempfile
+        >>> folder = Folder(tempfile.mkdtemp()) / "run"
+        >>> folder.write("a.txt", b"hello")
+        >>> folder.read("a.txt")
+        b'hello'
+    """
+
+    url: str
+
+    def __post_init__(self) -> None:
+        _check_url(self.url)
+        if "://" not in self.url:
+            object.__setattr__(self, "url", str(Path(self.url).expanduser().absolute()))
+        object.__setattr__(self, "url", self.url.rstrip("/"))
+
+    def __truediv__(self, name: str) -> "Folder":
+        return Folder(f"{self.url}/{name}")
+
+    @property
+    def filesystem(self) -> fsspec.AbstractFileSystem:
+        """fsspec's file system of this URL; credentials come from the environment, never from us."""
+        try:
+            return fsspec.core.url_to_fs(self.url)[0]
+        except (ImportError, ValueError) as error:
+            raise ConfigError(f"storage {self.url}: {error}") from error
+
+    @property
+    def is_local(self) -> bool:
+        """Whether the folder is on this machine's file system."""
+        return isinstance(self.filesystem, LocalFileSystem)
+
+    def path(self, name: str = "") -> str:
+        """The path of `name` as this folder's file system wants it (no scheme)."""
+        url = f"{self.url}/{name}" if name else self.url
+        return str(self.filesystem._strip_protocol(url))
+
+    def exists(self, name: str = "") -> bool:
+        """Whether `name` is there."""
+        return bool(self.filesystem.exists(self.path(name)))
+
+    def read(self, name: str) -> bytes:
+        """Content of `name`.
+
+        Raises:
+            PipelineError: if it is not there.
+        """
+        try:
+            return self.filesystem.cat_file(self.path(name))
+        except FileNotFoundError:
+            raise PipelineError(f"{self.url}/{name} does not exist") from None
+
+    def read_verified(self, name: str, digest: str) -> bytes:
+        """Content of `name`, refused unless its sha256 is `digest`.
+
+        Raises:
+            PipelineError: naming the file and both hashes.
+        """
+        content = self.read(name)
+        if (found := sha256(content)) != digest:
+            raise PipelineError(
+                f"{self.url}/{name} is damaged: sha256 {found[:12]}… where its manifest says {digest[:12]}…; "
+                "run the stage that wrote it again with --force"
+            )
+        return content
+
+    def read_json(self, name: str) -> Any:
+        """Parsed JSON of `name`.
+
+        Raises:
+            PipelineError: if it is not there or not JSON.
+        """
+        try:
+            return json.loads(self.read(name))
+        except ValueError as error:
+            raise PipelineError(f"{self.url}/{name} is not valid JSON: {error}") from None
+
+    def write(self, name: str, content: bytes) -> None:
+        """Write `name` whole or not at all.
+
+        Raises:
+            PipelineError: when the storage refuses (full disk, no permission), naming file and reason.
+        """
+        target = self.path(name)
+        try:
+            if not self.is_local:
+                self.filesystem.pipe_file(target, content)
+                return
+            os.makedirs(os.path.dirname(target), exist_ok=True)
+            descriptor, temporary = tempfile.mkstemp(dir=os.path.dirname(target), prefix=".partial-")
+            try:
+                with os.fdopen(descriptor, "wb") as file:
+                    file.write(content)
+                    file.flush()
+                    os.fsync(file.fileno())
+                os.chmod(temporary, 0o666 & ~_UMASK)
+                os.replace(temporary, target)
+            except BaseException:
+                os.unlink(temporary)
+                raise
+        except OSError as error:
+            raise PipelineError(f"cannot write {self.url}/{name}: {error.strerror or error}") from error
+
+    def write_json(self, name: str, content: Any) -> None:
+        """Write `content` as indented JSON."""
+        self.write(name, (json.dumps(content, indent=2, allow_nan=False) + "\n").encode())
+
+    def files(self, pattern: str) -> list[str]:
+        """Sorted names of the files that match a glob pattern, relative to this folder."""
+        root = self.path().rstrip("/") + "/"
+        found = self.filesystem.glob(root + pattern)
+        return sorted(
+            str(path).removeprefix(root) for path in found if not os.path.basename(path).startswith(".partial-")
+        )
+
+    def remove(self, name: str = "") -> None:
+        """Delete `name` (a file or a folder with all in it); nothing happens when it is not there."""
+        if self.exists(name):
+            self.filesystem.rm(self.path(name), recursive=True)
+
+    @contextmanager
+    def local_copy(self) -> Iterator[Path]:
+        """A local path with this folder's files: the folder itself where it is local, else a temporary download."""
+        if self.is_local:
+            yield Path(self.path())
+            return
+        with tempfile.TemporaryDirectory() as temporary:
+            self.filesystem.get(self.path() + "/", temporary + "/", recursive=True)
+            yield Path(temporary)
+
+
+_UMASK = os.umask(0)
+os.umask(_UMASK)  # mkstemp makes files private; artefacts follow the user's umask like any other file
