@@ -1,0 +1,289 @@
+"""Distances between two sets of samples: of image features, or of latents.
+
+Every function takes plain tensors (n, d) and (m, d), computes in float64 on their device, and holds no more
+than `chunk` rows of an (n, m) matrix at a time. Results do not depend on `chunk`. For latents see also
+`ldcvae.latent_metrics`.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ldcvae.kernels import squared_distances
+
+__all__ = [
+    "KID",
+    "PRDC",
+    "frechet_distance",
+    "frechet_from_moments",
+    "kid",
+    "moments",
+    "prdc",
+]
+
+
+def check_samples(name: str, x: Tensor, least: int) -> Tensor:
+    """`x` in float64 if it is a finite floating-point matrix of at least `least` rows, else a ValueError."""
+    if x.ndim != 2 or x.shape[1] == 0 or not x.is_floating_point():
+        raise ValueError(f"{name} must be a floating-point matrix (n, d), got {x.dtype} {tuple(x.shape)}")
+    if x.shape[0] < least:
+        raise ValueError(f"{name} has {x.shape[0]} rows, needs at least {least}")
+    bad = (~x.isfinite()).any(1).nonzero()
+    if len(bad):
+        raise ValueError(f"{name} holds a non-finite value in row {int(bad[0])} ({len(bad)} such rows)")
+    return x.detach().double()
+
+
+def check_pair(x: Tensor, y: Tensor, least: int = 2, names: tuple[str, str] = ("x", "y")) -> tuple[Tensor, Tensor]:
+    """Both sample sets checked and in float64; they must agree in dimension."""
+    checked = check_samples(names[0], x, least), check_samples(names[1], y, least)
+    if x.shape[1] != y.shape[1]:
+        raise ValueError(f"{names[0]} has {x.shape[1]} dimensions and {names[1]} has {y.shape[1]}: must be equal")
+    return checked
+
+
+def unbiased_mmd2(x: Tensor, y: Tensor, kernel: Callable[[Tensor, Tensor], Tensor], chunk: int) -> float:
+    """`mean k(x, x') + mean k(y, y') - 2 mean k(x, y)` over distinct pairs, `kernel: (n, d), (m, d) -> (n, m)`."""
+    if chunk < 1:
+        raise ValueError(f"chunk must be at least 1, got {chunk}")
+
+    def total(a: Tensor, b: Tensor) -> Tensor:
+        return torch.stack([kernel(rows, b).sum() for rows in a.split(chunk)]).sum()
+
+    def own(a: Tensor) -> Tensor:  # the pairs of a row with itself, which bias the estimate
+        blocks = [kernel(rows, rows).diagonal().sum() for rows in a.split(min(chunk, 256))]
+        return torch.stack(blocks).sum()
+
+    n, m = len(x), len(y)
+    within = (total(x, x) - own(x)) / (n * (n - 1)) + (total(y, y) - own(y)) / (m * (m - 1))
+    return float(within - 2.0 * total(x, y) / (n * m))
+
+
+def moments(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean (d,) and unbiased covariance (d, d) of the rows of `x`, in float64.
+
+    Raises:
+        ValueError: with fewer than two rows, or a value that is not finite.
+
+    Example:
+        >>> mean, covariance = moments(torch.tensor([[0.0, 1.0], [2.0, 1.0]]))
+        >>> mean.tolist(), covariance.tolist()
+        ([1.0, 1.0], [[2.0, 0.0], [0.0, 0.0]])
+    """
+    x = check_samples("x", x, 2)
+    return x.mean(0), torch.cov(x.T).reshape(x.shape[1], x.shape[1])
+
+
+def _root(covariance: Tensor) -> Tensor:
+    """A matrix R with `R Rᵀ = covariance`; rounding noise in the null space of a singular one is dropped."""
+    values, vectors = torch.linalg.eigh((covariance + covariance.T) / 2.0)
+    noise = len(values) * torch.finfo(values.dtype).eps * values.abs().max()
+    return vectors * torch.where(values > noise, values, 0.0).sqrt()
+
+
+def frechet_from_moments(mean_x: Tensor, cov_x: Tensor, mean_y: Tensor, cov_y: Tensor) -> float:
+    """Squared Fréchet (2-Wasserstein) distance of two Gaussians, `|mₓ - mᵧ|² + tr(Cₓ + Cᵧ - 2 (Cₓ Cᵧ)^½)`.
+
+    The trace of the root is the sum of the singular values of `Rₓᵀ Rᵧ` with `R Rᵀ = C`, which needs symmetric
+    eigendecompositions only and stays accurate when the covariances are singular.
+
+    Args:
+        mean_x: (d,) mean; `mean_y` likewise.
+        cov_x: (d, d) covariance; `cov_y` likewise.
+        mean_y: see `mean_x`.
+        cov_y: see `cov_x`.
+
+    Returns:
+        The distance in squared units of the features; 0 when the moments agree.
+
+    Raises:
+        ValueError: on shapes that do not fit, or a value that is not finite.
+
+    References:
+        Dowson & Landau 1982; Heusel et al. 2017, 1706.08500 (FID, with Inception features).
+
+    Example:
+        >>> one = torch.ones(1)
+        >>> frechet_from_moments(0 * one, one.diag(), 3 * one, 4 * one.diag())  # 3² + (2 - 1)²
+        10.0
+    """
+    d = mean_x.numel()
+    arguments = {"mean_x": mean_x, "cov_x": cov_x, "mean_y": mean_y, "cov_y": cov_y}
+    for name, value in arguments.items():
+        expected = (d,) if name.startswith("mean") else (d, d)
+        if value.shape != expected:
+            raise ValueError(f"{name} must have shape {expected}, got {tuple(value.shape)}")
+        if not bool(value.isfinite().all()):
+            raise ValueError(f"{name} holds a non-finite value")
+    mean_x, cov_x, mean_y, cov_y = (a.detach().double() for a in arguments.values())
+    trace_root = torch.linalg.svdvals(_root(cov_x).T @ _root(cov_y)).sum()
+    distance = (mean_x - mean_y).square().sum() + cov_x.trace() + cov_y.trace() - 2.0 * trace_root
+    return max(float(distance), 0.0)  # rounding can leave -1e-13 where the moments agree
+
+
+def frechet_distance(x: Tensor, y: Tensor) -> float:
+    """Squared Fréchet distance of the Gaussians with the moments of `x` and `y`.
+
+    It is biased upwards by about 1/n: compare figures only at equal counts.
+
+    Args:
+        x: (n, d) features, n >= 2.
+        y: (m, d) features, m >= 2.
+
+    Returns:
+        See `frechet_from_moments`.
+
+    Raises:
+        ValueError: if dimensions differ, rows are too few, or a value is not finite (naming the row).
+
+    Example:
+        >>> x = torch.tensor([[0.0], [2.0]])
+        >>> frechet_distance(x, x + 3.0)
+        9.0
+    """
+    x, y = check_pair(x, y)
+    return frechet_from_moments(*moments(x), *moments(y))
+
+
+@dataclass(frozen=True)
+class KID:
+    """Kernel inception distance.
+
+    Attributes:
+        mean: the estimate (over all samples, or averaged over the subsets); may be negative.
+        std: standard deviation over the subsets; None without subsets.
+    """
+
+    mean: float
+    std: float | None
+
+
+def kid(
+    x: Tensor,
+    y: Tensor,
+    *,
+    subsets: int | None = None,
+    subset_size: int = 1000,
+    generator: torch.Generator | None = None,
+    chunk: int = 1024,
+) -> KID:
+    """Unbiased MMD² under the polynomial kernel `k(a, b) = (a·b / d + 1)³`.
+
+    Args:
+        x: (n, d) features, n >= 2.
+        y: (m, d) features, m >= 2.
+        subsets: how many random subsets to average over; None uses all the samples at once.
+        subset_size: rows of a subset, drawn from each side without replacement.
+        generator: draws the subsets.
+        chunk: rows of the kernel matrix held at a time.
+
+    Raises:
+        ValueError: on bad inputs (naming the row of a non-finite value) or subsets larger than the samples.
+
+    References:
+        Bińkowski et al. 2018, 1801.01401.
+
+    Example:
+        >>> x = torch.randn(200, 4, generator=torch.Generator().manual_seed(0))
+        >>> abs(kid(x[:100], x[100:]).mean) < 0.1, kid(x, x + 2.0).mean > 1.0
+        (True, True)
+    """
+    x, y = check_pair(x, y)
+
+    def kernel(a: Tensor, b: Tensor) -> Tensor:
+        return (a @ b.T / a.shape[1] + 1.0) ** 3
+
+    if subsets is None:
+        return KID(unbiased_mmd2(x, y, kernel, chunk), None)
+    if subsets < 1:
+        raise ValueError(f"subsets must be at least 1, got {subsets}")
+    if not 2 <= subset_size <= min(len(x), len(y)):
+        raise ValueError(f"subset_size must lie in 2 .. {min(len(x), len(y))}, got {subset_size}")
+
+    def draw(a: Tensor) -> Tensor:
+        device = a.device if generator is None else generator.device
+        return a[torch.randperm(len(a), generator=generator, device=device)[:subset_size].to(a.device)]
+
+    values = torch.tensor([unbiased_mmd2(draw(x), draw(y), kernel, chunk) for _ in range(subsets)])
+    return KID(float(values.mean()), float(values.std(correction=0)))
+
+
+@dataclass(frozen=True)
+class PRDC:
+    """Precision, recall, density and coverage.
+
+    Attributes:
+        precision: share of fakes inside some real's ball: fidelity.
+        recall: share of reals inside some fake's ball: diversity.
+        density: mean number of real balls a fake is in, over k: fidelity, robust to outliers; about 1 when the
+            laws agree, and not bounded by 1.
+        coverage: share of reals whose ball holds a fake: diversity, robust to outliers.
+        k: each ball reaches to its centre's k-th nearest neighbour among its own kind.
+    """
+
+    precision: float
+    recall: float
+    density: float
+    coverage: float
+    k: int
+
+
+def _radii(x: Tensor, k: int, chunk: int) -> Tensor:
+    """Squared distance (n,) from each row to its k-th nearest other row."""
+    radii = []
+    for start in range(0, len(x), chunk):
+        squares = squared_distances(x[start : start + chunk], x)
+        squares.diagonal(start).fill_(float("inf"))  # a row is no neighbour of itself
+        radii.append(squares.kthvalue(k, dim=1).values)
+    return torch.cat(radii)
+
+
+def prdc(real: Tensor, fake: Tensor, k: int = 5, chunk: int = 1024) -> PRDC:
+    """Precision, recall, density and coverage, from balls that reach to the k-th nearest neighbour.
+
+    Args:
+        real: (n, d) features, n > k.
+        fake: (m, d) features, m > k.
+        k: neighbours. 5 as in Naeem et al.; Kynkäänniemi et al. use 3 for precision and recall.
+        chunk: rows of the (n, m) distances held at a time.
+
+    Returns:
+        The four figures and k. They depend on n and m: compare them only at equal counts and equal k.
+
+    Raises:
+        ValueError: on bad inputs (naming the row of a non-finite value), k < 1, or too few rows for k.
+
+    References:
+        Kynkäänniemi et al. 2019, 1904.06991 (precision, recall); Naeem et al. 2020, 2002.09797 (the others).
+
+    Example:
+        >>> real = torch.arange(10.0).unsqueeze(1)
+        >>> prdc(real, real + 100.0, k=2)
+        PRDC(precision=0.0, recall=0.0, density=0.0, coverage=0.0, k=2)
+    """
+    if k < 1 or chunk < 1:
+        raise ValueError(f"k and chunk must be at least 1, got {k} and {chunk}")
+    real, fake = check_pair(real, fake, least=k + 1, names=("real", "fake"))
+    # Balls are closed. Squared distances in matmul form carry rounding noise relative to the squared norms,
+    # and with this slack a fake that copies a real falls inside whichever way the noise goes.
+    slack = 1e-12 * (real - real.mean(0)).square().sum(1).max()
+    real_radii, fake_radii = _radii(real, k, chunk) + slack, _radii(fake, k, chunk) + slack
+    count = real.new_zeros((), dtype=torch.int64)
+    recalled, covered, inside_balls = count.clone(), count.clone(), count.clone()
+    precise = torch.zeros(len(fake), dtype=torch.bool, device=fake.device)
+    for rows, radii in zip(real.split(chunk), real_radii.split(chunk), strict=True):
+        squares = squared_distances(rows, fake)
+        inside = squares <= radii.unsqueeze(1)
+        precise |= inside.any(0)
+        inside_balls += inside.sum()
+        covered += inside.any(1).sum()
+        recalled += (squares <= fake_radii).any(1).sum()
+    return PRDC(
+        precision=float(precise.double().mean()),
+        recall=int(recalled) / len(real),
+        density=int(inside_balls) / (k * len(fake)),
+        coverage=int(covered) / len(real),
+        k=k,
+    )
