@@ -41,7 +41,7 @@ def median_bandwidths(y: Tensor, factors: Sequence[float] = (0.5, 1.0, 2.0)) -> 
     return [median * factor for factor in factors]
 
 
-def mmd2(x: Tensor, y: Tensor, bandwidths: Sequence[float] | None = None, chunk: int = 1024) -> float:
+def mmd2(x: Tensor, y: Tensor, bandwidths: Sequence[float] | None = None, chunk: int = 512) -> float:
     """Unbiased MMD² under the mean of RBF kernels `exp(-|a - b|² / 2h²)` over the bandwidths h.
 
     Args:
@@ -49,7 +49,7 @@ def mmd2(x: Tensor, y: Tensor, bandwidths: Sequence[float] | None = None, chunk:
         y: (m, d) reference latents, m >= 2.
         bandwidths: h, in latent units; None: `median_bandwidths(y)`. Give them where several calls are to be
             compared, or each is on its own scale.
-        chunk: rows of the kernel matrix held at a time.
+        chunk: the kernel matrix is summed by blocks of `chunk` by `chunk`.
 
     Returns:
         The estimate, without unit, at most 2; zero in expectation, and so sometimes negative, when the laws

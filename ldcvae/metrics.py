@@ -1,8 +1,8 @@
 """Distances between two sets of samples: of image features, or of latents.
 
-Every function takes plain tensors (n, d) and (m, d), computes in float64 on their device, and holds no more
-than `chunk` rows of an (n, m) matrix at a time. Results do not depend on `chunk`. For latents see also
-`ldcvae.latent_metrics`.
+Every function takes plain tensors (n, d) and (m, d), computes in float64 on their device, and where a matrix
+over pairs is needed takes it by blocks, whose size `chunk` bounds memory and changes no result. For latents
+see also `ldcvae.latent_metrics`.
 """
 
 from collections.abc import Callable
@@ -45,20 +45,25 @@ def check_pair(x: Tensor, y: Tensor, least: int = 2, names: tuple[str, str] = ("
 
 
 def unbiased_mmd2(x: Tensor, y: Tensor, kernel: Callable[[Tensor, Tensor], Tensor], chunk: int) -> float:
-    """`mean k(x, x') + mean k(y, y') - 2 mean k(x, y)` over distinct pairs, `kernel: (n, d), (m, d) -> (n, m)`."""
+    """`mean k(x, x') + mean k(y, y') - 2 mean k(x, y)` over distinct pairs.
+
+    `kernel` is symmetric, `(n, d), (m, d) -> (n, m)`, and is called on blocks of at most `chunk` rows.
+    """
     if chunk < 1:
         raise ValueError(f"chunk must be at least 1, got {chunk}")
 
-    def total(a: Tensor, b: Tensor) -> Tensor:
-        return torch.stack([kernel(rows, b).sum() for rows in a.split(chunk)]).sum()
+    def across(a: Tensor, b: Tensor) -> Tensor:
+        return torch.stack([kernel(u, v).sum() for u in a.split(chunk) for v in b.split(chunk)]).sum() / len(b)
 
-    def own(a: Tensor) -> Tensor:  # the pairs of a row with itself, which bias the estimate
-        blocks = [kernel(rows, rows).diagonal().sum() for rows in a.split(min(chunk, 256))]
-        return torch.stack(blocks).sum()
+    def within(a: Tensor) -> Tensor:
+        sums, blocks = [], a.split(chunk)
+        for i, u in enumerate(blocks):
+            block = kernel(u, u)
+            sums.append(block.sum() - block.diagonal().sum())  # a row paired with itself biases the estimate
+            sums.extend(2.0 * kernel(u, v).sum() for v in blocks[i + 1 :])
+        return torch.stack(sums).sum() / (len(a) - 1)
 
-    n, m = len(x), len(y)
-    within = (total(x, x) - own(x)) / (n * (n - 1)) + (total(y, y) - own(y)) / (m * (m - 1))
-    return float(within - 2.0 * total(x, y) / (n * m))
+    return float(within(x) / len(x) + within(y) / len(y) - 2.0 * across(x, y) / len(x))
 
 
 def moments(x: Tensor) -> tuple[Tensor, Tensor]:
@@ -167,7 +172,7 @@ def kid(
     subsets: int | None = None,
     subset_size: int = 1000,
     generator: torch.Generator | None = None,
-    chunk: int = 1024,
+    chunk: int = 512,
 ) -> KID:
     """Unbiased MMD² under the polynomial kernel `k(a, b) = (a·b / d + 1)³`.
 
@@ -177,7 +182,7 @@ def kid(
         subsets: how many random subsets to average over; None uses all the samples at once.
         subset_size: rows of a subset, drawn from each side without replacement.
         generator: draws the subsets.
-        chunk: rows of the kernel matrix held at a time.
+        chunk: the kernel matrix is summed by blocks of `chunk` by `chunk`.
 
     Raises:
         ValueError: on bad inputs (naming the row of a non-finite value) or subsets larger than the samples.
@@ -240,14 +245,14 @@ def _radii(x: Tensor, k: int, chunk: int) -> Tensor:
     return torch.cat(radii)
 
 
-def prdc(real: Tensor, fake: Tensor, k: int = 5, chunk: int = 1024) -> PRDC:
+def prdc(real: Tensor, fake: Tensor, k: int = 5, chunk: int = 512) -> PRDC:
     """Precision, recall, density and coverage, from balls that reach to the k-th nearest neighbour.
 
     Args:
         real: (n, d) features, n > k.
         fake: (m, d) features, m > k.
         k: neighbours. 5 as in Naeem et al.; Kynkäänniemi et al. use 3 for precision and recall.
-        chunk: rows of the (n, m) distances held at a time.
+        chunk: rows of the matrices of distances held at a time.
 
     Returns:
         The four figures and k. They depend on n and m: compare them only at equal counts and equal k.
