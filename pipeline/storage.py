@@ -4,6 +4,7 @@ A local file is written beside its place, flushed and renamed; an object store m
 its upload is complete. So a reader never sees half a file, and a stage that was killed leaves no manifest.
 """
 
+import glob
 import hashlib
 import json
 import os
@@ -43,16 +44,19 @@ def fingerprint(content: Any) -> str:
     return sha256(json.dumps(content, sort_keys=True, allow_nan=False).encode())
 
 
+_SECRET = r"[?&][^=&]*(access_key|secret|token|signature|password)[^=&]*=|[?&]sig="
+
+
 def _check_url(url: str) -> None:
     scheme, separator, rest = url.partition("://")
     if not separator:
         return
-    if scheme == "memory":
+    if scheme.rpartition("::")[2] == "memory":
         raise ConfigError(
             f"storage {url!r}: memory:// lives in one process, but workers run in others; "
             "use a folder or an object store"
         )
-    if "@" in rest.split("/", 1)[0] or re.search(r"[?&](access_key|secret|token|sig|password)[^=]*=", rest, re.I):
+    if "@" in rest.split("/", 1)[0] or re.search(_SECRET, rest, re.I):
         raise ConfigError(
             f"storage {scheme}://…: credentials in a URL end up in logs; take them from the environment, the "
             "instance role or the usual config files"
@@ -114,12 +118,14 @@ class Folder:
         """Content of `name`.
 
         Raises:
-            PipelineError: if it is not there.
+            PipelineError: if it is not there or the storage refuses.
         """
         try:
             return self.filesystem.cat_file(self.path(name))
         except FileNotFoundError:
             raise PipelineError(f"{self.url}/{name} does not exist") from None
+        except OSError as error:
+            raise PipelineError(f"cannot read {self.url}/{name}: {error.strerror or error}") from error
 
     def read_verified(self, name: str, digest: str) -> bytes:
         """Content of `name`, refused unless its sha256 is `digest`.
@@ -179,15 +185,30 @@ class Folder:
     def files(self, pattern: str) -> list[str]:
         """Sorted names of the files that match a glob pattern, relative to this folder."""
         root = self.path().rstrip("/") + "/"
-        found = self.filesystem.glob(root + pattern)
+        found = self.filesystem.glob(glob.escape(root) + pattern)
         return sorted(
             str(path).removeprefix(root) for path in found if not os.path.basename(path).startswith(".partial-")
         )
 
     def remove(self, name: str = "") -> None:
-        """Delete `name` (a file or a folder with all in it); nothing happens when it is not there."""
-        if self.exists(name):
-            self.filesystem.rm(self.path(name), recursive=True)
+        """Delete `name` (a file or a folder with all in it); nothing happens when it is not there.
+
+        Raises:
+            PipelineError: when the storage refuses.
+        """
+        try:
+            if self.exists(name):
+                self.filesystem.rm(self.path(name), recursive=True)
+        except OSError as error:
+            raise PipelineError(f"cannot remove {self.url}/{name}: {error.strerror or error}") from error
+
+    def for_arrow(self) -> tuple[Any, str]:
+        """(pyarrow file system, path) of this folder, as Ray Train and Ray Data take it; None for local paths."""
+        if self.is_local:
+            return None, self.path()
+        from pyarrow.fs import FSSpecHandler, PyFileSystem
+
+        return PyFileSystem(FSSpecHandler(self.filesystem)), self.path()
 
     @contextmanager
     def local_copy(self) -> Iterator[Path]:

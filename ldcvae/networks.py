@@ -1,0 +1,215 @@
+"""Encoders, decoders and the sampler net, built by name and image shape.
+
+`mlp` for tiny images (8x8), `conv` for 28 and 32 pixels, `resnet` (residual, group norm) for 32 and 64. An
+encoder maps (B, C, H, W) in [0, 1] to (B, 2d), mean and log variance side by side; a decoder maps (B, d) to
+(B, C, H, W) logits, of which the model takes the sigmoid.
+"""
+
+import itertools
+from collections.abc import Callable, Sequence
+
+from torch import Tensor, nn
+
+__all__ = ["NETWORKS", "SamplerNet", "build_decoder", "build_encoder", "choose_network"]
+
+Shape = tuple[int, int, int]
+
+
+def _mlp(sizes: Sequence[int]) -> list[nn.Module]:
+    layers: list[nn.Module] = []
+    for inputs, outputs in itertools.pairwise(sizes):
+        layers += [nn.Linear(inputs, outputs), nn.SiLU()]
+    return layers[:-1]
+
+
+def _mlp_encoder(shape: Shape, latent_dim: int, width: int, depth: int) -> nn.Module:
+    channels, height, rows = shape
+    return nn.Sequential(nn.Flatten(), *_mlp([channels * height * rows, *[width] * depth, 2 * latent_dim]))
+
+
+def _mlp_decoder(shape: Shape, latent_dim: int, width: int, depth: int) -> nn.Module:
+    channels, height, rows = shape
+    return nn.Sequential(*_mlp([latent_dim, *[width] * depth, channels * height * rows]), nn.Unflatten(1, shape))
+
+
+def _conv_encoder(shape: Shape, latent_dim: int, width: int, depth: int) -> nn.Module:
+    channels, height, rows = shape
+    features = 2 * width * (height // 4) * (rows // 4)
+    return nn.Sequential(
+        nn.Conv2d(channels, width, 4, stride=2, padding=1),
+        nn.SiLU(),
+        nn.Conv2d(width, 2 * width, 4, stride=2, padding=1),
+        nn.SiLU(),
+        nn.Flatten(),
+        *_mlp([features, *[8 * width] * depth, 2 * latent_dim]),
+    )
+
+
+def _conv_decoder(shape: Shape, latent_dim: int, width: int, depth: int) -> nn.Module:
+    channels, height, rows = shape
+    seed = (2 * width, height // 4, rows // 4)
+    return nn.Sequential(
+        *_mlp([latent_dim, *[8 * width] * depth, seed[0] * seed[1] * seed[2]]),
+        nn.SiLU(),
+        nn.Unflatten(1, seed),
+        nn.ConvTranspose2d(2 * width, width, 4, stride=2, padding=1),
+        nn.SiLU(),
+        nn.ConvTranspose2d(width, channels, 4, stride=2, padding=1),
+    )
+
+
+class _ResidualBlock(nn.Module):
+    """x + conv(act(norm(conv(act(norm(x)))))), zero at the start so that deep stacks begin as the identity."""
+
+    def __init__(self, channels: int):
+        super().__init__()
+        groups = _groups(channels)
+        self.body = nn.Sequential(
+            nn.GroupNorm(groups, channels),
+            nn.SiLU(),
+            nn.Conv2d(channels, channels, 3, padding=1),
+            nn.GroupNorm(groups, channels),
+            nn.SiLU(),
+            nn.Conv2d(channels, channels, 3, padding=1),
+        )
+        nn.init.zeros_(self.body[-1].weight)  # type: ignore[arg-type]
+        nn.init.zeros_(self.body[-1].bias)  # type: ignore[arg-type]
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.body(x)
+
+
+def _groups(channels: int) -> int:
+    return next(groups for groups in (8, 4, 2, 1) if channels % groups == 0)
+
+
+def _levels(shape: Shape) -> int:
+    """How often to halve until the longer side is at most 8 pixels."""
+    side, levels = max(shape[1:]), 0
+    while side > 8:
+        side, levels = side // 2, levels + 1
+    return levels
+
+
+def _resnet_widths(shape: Shape, width: int) -> list[int]:
+    return [min(width * 2**level, 8 * width) for level in range(_levels(shape) + 1)]
+
+
+def _resnet_encoder(shape: Shape, latent_dim: int, width: int, depth: int) -> nn.Module:
+    widths = _resnet_widths(shape, width)
+    layers: list[nn.Module] = [nn.Conv2d(shape[0], widths[0], 3, padding=1)]
+    for narrow, wide in itertools.pairwise(widths):
+        layers += [_ResidualBlock(narrow) for _ in range(depth)]
+        layers.append(nn.Conv2d(narrow, wide, 4, stride=2, padding=1))
+    layers += [_ResidualBlock(widths[-1]) for _ in range(depth)]
+    scale = 2 ** (len(widths) - 1)
+    features = widths[-1] * (shape[1] // scale) * (shape[2] // scale)
+    head = [nn.GroupNorm(_groups(widths[-1]), widths[-1]), nn.SiLU(), nn.Flatten()]
+    return nn.Sequential(*layers, *head, nn.Linear(features, 2 * latent_dim))
+
+
+def _resnet_decoder(shape: Shape, latent_dim: int, width: int, depth: int) -> nn.Module:
+    widths = _resnet_widths(shape, width)[::-1]
+    scale = 2 ** (len(widths) - 1)
+    seed = (widths[0], shape[1] // scale, shape[2] // scale)
+    layers: list[nn.Module] = [nn.Linear(latent_dim, seed[0] * seed[1] * seed[2]), nn.Unflatten(1, seed)]
+    for wide, narrow in itertools.pairwise(widths):
+        layers += [_ResidualBlock(wide) for _ in range(depth)]
+        layers.append(nn.ConvTranspose2d(wide, narrow, 4, stride=2, padding=1))
+    layers += [_ResidualBlock(widths[-1]) for _ in range(depth)]
+    head = [nn.GroupNorm(_groups(widths[-1]), widths[-1]), nn.SiLU()]
+    return nn.Sequential(*layers, *head, nn.Conv2d(widths[-1], shape[0], 3, padding=1))
+
+
+_Builder = Callable[[Shape, int, int, int], nn.Module]
+NETWORKS: dict[str, tuple[_Builder, _Builder]] = {
+    "mlp": (_mlp_encoder, _mlp_decoder),
+    "conv": (_conv_encoder, _conv_decoder),
+    "resnet": (_resnet_encoder, _resnet_decoder),
+}
+
+
+def choose_network(name: str, shape: Shape) -> str:
+    """The network that `name` means for images of `shape` (C, H, W); `auto` picks by size.
+
+    Raises:
+        ValueError: for an unknown name, or sides the network cannot halve evenly.
+
+    Example:
+        >>> choose_network("auto", (1, 28, 28)), choose_network("auto", (3, 64, 64))
+        ('conv', 'resnet')
+    """
+    longer = max(shape[1:])
+    if name == "auto":
+        name = "mlp" if longer < 16 else "conv" if longer <= 32 else "resnet"
+    if name not in NETWORKS:
+        raise ValueError(f"unknown network {name!r}: choose auto, {', '.join(NETWORKS)}")
+    multiple = {"mlp": 1, "conv": 4, "resnet": 2 ** _levels(shape)}[name]
+    if any(side % multiple for side in shape[1:]):
+        raise ValueError(
+            f"network {name!r} needs image sides divisible by {multiple}, got {shape[1]}x{shape[2]}: "
+            "resize the images (data.image_size) or use mlp"
+        )
+    return name
+
+
+def build_encoder(name: str, shape: Shape, latent_dim: int, width: int, depth: int) -> nn.Module:
+    """Encoder (B, C, H, W) -> (B, 2 · latent_dim).
+
+    Example:
+        >>> import torch
+        >>> build_encoder("conv", (1, 28, 28), 16, width=8, depth=1)(torch.zeros(2, 1, 28, 28)).shape
+        torch.Size([2, 32])
+    """
+    return NETWORKS[choose_network(name, shape)][0](shape, latent_dim, width, depth)
+
+
+def build_decoder(name: str, shape: Shape, latent_dim: int, width: int, depth: int) -> nn.Module:
+    """Decoder (B, latent_dim) -> (B, C, H, W) logits.
+
+    Example:
+        >>> import torch
+        >>> build_decoder("resnet", (3, 64, 64), 16, width=8, depth=1)(torch.zeros(2, 16)).shape
+        torch.Size([2, 3, 64, 64])
+    """
+    return NETWORKS[choose_network(name, shape)][1](shape, latent_dim, width, depth)
+
+
+class _ResidualLayer(nn.Module):
+    def __init__(self, width: int):
+        super().__init__()
+        self.norm = nn.LayerNorm(width)
+        self.up, self.down = nn.Linear(width, width), nn.Linear(width, width)
+
+    def forward(self, h: Tensor) -> Tensor:
+        return h + self.down(nn.functional.silu(self.up(self.norm(h))))
+
+
+class SamplerNet(nn.Module):
+    """Residual MLP that turns base draws into latents: `S(u) = u + f(u)` with f zero at the start.
+
+    So an untrained sampler draws its base, N(0, I) (the Gaussian fit, since latents are whitened) or a mixture.
+
+    Args:
+        dim: d, latent dimensions.
+        width: hidden units.
+        depth: residual layers.
+
+    Example:
+        >>> import torch
+        >>> u = torch.randn(3, 16)
+        >>> bool((SamplerNet(16, width=32, depth=2)(u) == u).all())
+        True
+    """
+
+    def __init__(self, dim: int, width: int = 256, depth: int = 3):
+        super().__init__()
+        self.inner = nn.Sequential(
+            nn.Linear(dim, width), *[_ResidualLayer(width) for _ in range(depth)], nn.SiLU(), nn.Linear(width, dim)
+        )
+        nn.init.zeros_(self.inner[-1].weight)  # type: ignore[arg-type]
+        nn.init.zeros_(self.inner[-1].bias)  # type: ignore[arg-type]
+
+    def forward(self, base: Tensor) -> Tensor:
+        """(n, d) base draws -> (n, d) whitened latents."""
+        return base + self.inner(base)

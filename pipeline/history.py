@@ -1,0 +1,50 @@
+"""A training run's figures on storage: `metrics.jsonl` and TensorBoard events, two views of one history.
+
+The history travels in the checkpoint and both files are rewritten from it, so that after any kill and restart they
+have neither gaps nor duplicates.
+"""
+
+import io
+import json
+from typing import Any
+
+from tensorboard.compat.proto.event_pb2 import Event
+from tensorboard.compat.proto.summary_pb2 import Summary
+from tensorboard.summary.writer.record_writer import RecordWriter
+
+from pipeline.storage import Folder
+
+__all__ = ["HISTORY_FILES", "read_history", "write_history"]
+
+HISTORY_FILES = ("train/metrics.jsonl", "train/tensorboard/events.out.tfevents.0.ldcvae")
+
+
+def write_history(run: Folder, history: list[dict[str, Any]]) -> None:
+    """Write both files.
+
+    Args:
+        run: the run's folder.
+        history: records with `phase`, `step`, `time` and any figures.
+    """
+    run.write(HISTORY_FILES[0], "".join(json.dumps(record) + "\n" for record in history).encode())
+    buffer = io.BytesIO()
+    writer = RecordWriter(buffer)
+    writer.write(Event(wall_time=0.0, file_version="brain.Event:2").SerializeToString())
+    for record in history:
+        values = [
+            Summary.Value(tag=f"{record['phase']}/{name}", simple_value=value)
+            for name, value in record.items()
+            if name not in ("phase", "step", "time") and isinstance(value, int | float)
+        ]
+        event = Event(wall_time=record.get("time", 0.0), step=record["step"], summary=Summary(value=values))
+        writer.write(event.SerializeToString())
+    run.write(HISTORY_FILES[1], buffer.getvalue())
+
+
+def read_history(run: Folder) -> list[dict[str, Any]]:
+    """The records of `train/metrics.jsonl`.
+
+    Raises:
+        PipelineError: if it is not there.
+    """
+    return [json.loads(line) for line in run.read(HISTORY_FILES[0]).decode().splitlines()]

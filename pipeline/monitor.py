@@ -1,0 +1,73 @@
+"""Losses of a training loop, summed on the device: nothing waits for them until somebody reads them."""
+
+import torch
+from torch import Tensor
+
+from pipeline.world import World
+
+__all__ = ["LossMonitor", "NonFiniteLossError"]
+
+
+_ALONE = World()
+
+
+class NonFiniteLossError(ArithmeticError):
+    """A term of the loss became NaN or infinite.
+
+    Attributes:
+        term: its name.
+        step: the first step at which it happened.
+    """
+
+    def __init__(self, term: str, step: int):
+        super().__init__(f"{term} is not finite at step {step}")
+        self.term, self.step = term, step
+
+
+class LossMonitor:
+    """Running means of named losses and the first step at which each was not finite.
+
+    Example:
+        >>> monitor = LossMonitor()
+        >>> monitor.add(0, {"loss": torch.tensor(1.0)})
+        >>> monitor.add(1, {"loss": torch.tensor(3.0)})
+        >>> monitor.read()
+        {'loss': 2.0}
+    """
+
+    def __init__(self) -> None:
+        self._names: list[str] = []
+        self._sums = self._first_bad = torch.empty(0)
+        self._count = 0
+
+    def add(self, step: int, losses: dict[str, Tensor]) -> None:
+        """Take the 0-d losses of one step, without waiting for the device."""
+        values = torch.stack([value.detach().float() for value in losses.values()])
+        if self._count == 0:
+            self._names = list(losses)
+            self._sums, self._first_bad = torch.zeros_like(values), torch.full_like(values, -1.0, dtype=torch.float64)
+        self._sums += values
+        new = ~torch.isfinite(values) & (self._first_bad < 0)
+        self._first_bad.masked_fill_(new, step)
+        self._count += 1
+
+    def read(self, world: World = _ALONE) -> dict[str, float]:
+        """Means over steps and ranks since the last read; starts anew.
+
+        Args:
+            world: every rank must call this at the same step, so that all of them stop together.
+
+        Raises:
+            NonFiniteLossError: naming the first step at which a term was not finite on any rank, and the term.
+        """
+        if self._count == 0:
+            return {}
+        every = world.gather(torch.stack([self._sums.double() / self._count, self._first_bad])[None])
+        means, first_bad = every[:, 0].mean(0).tolist(), every[:, 1].tolist()
+        self._count = 0
+        bad = [(step, term) for rank in first_bad for term, step in enumerate(rank) if step >= 0]
+        if bad:
+            # Terms are ordered from the sum to its parts; at one step the last is the most specific.
+            step = min(step for step, _ in bad)
+            raise NonFiniteLossError(self._names[max(term for at, term in bad if at == step)], int(step))
+        return dict(zip(self._names, means, strict=True))

@@ -1,0 +1,92 @@
+"""What both training phases share: optimizer, schedule, averaged weights, position, history.
+
+The phases are free of Ray: state in, checkpoints and progress out. They keep everything on the device, never wait
+for it between two reads of the losses, and draw all randomness from generators keyed by the step, so that a
+resumed run and a run on more ranks follow the same path.
+"""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from pipeline.monitor import LossMonitor
+
+__all__ = ["Cast", "Phase", "Progress"]
+
+Progress = Callable[[dict[str, Any]], None]
+
+
+class Cast(nn.Module):
+    """A network under bfloat16 autocast with a float32 output: the Stein mathematics around it stays in float32."""
+
+    def __init__(self, network: nn.Module, enabled: bool):
+        super().__init__()
+        self.network, self.enabled = network, enabled
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The network's output in float32."""
+        with torch.autocast(x.device.type, torch.bfloat16, enabled=self.enabled):
+            return self.network(x).float()
+
+
+class Phase:
+    """An optimizer with cosine schedule, averaged weights, a position and a history; shared by both phases."""
+
+    name = ""
+
+    def __init__(self, network: nn.Module, total: int, rate: float, decay: float, ema: float, fused: bool):
+        self.network = network
+        self.step = 0
+        self.total = total
+        self.seconds = 0.0
+        self.history: list[dict[str, Any]] = []
+        self.optimizer = torch.optim.AdamW(network.parameters(), lr=rate, weight_decay=decay, fused=fused)
+        self.schedule = torch.optim.lr_scheduler.LambdaLR(self.optimizer, self._cosine)
+        self.average = AveragedModel(network, multi_avg_fn=get_ema_multi_avg_fn(ema)) if ema else None
+        self.monitor = LossMonitor()
+
+    def _cosine(self, step: int) -> float:
+        return 0.5 * (1.0 + math.cos(math.pi * min(step / self.total, 1.0)))
+
+    def _update(self) -> None:
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.schedule.step()
+        if self.average is not None:
+            self.average.update_parameters(self.network)
+        self.step += 1
+
+    @property
+    def averaged(self) -> nn.Module:
+        """The network to judge and to keep: averaged weights where there are any."""
+        return self.average.module if self.average is not None else self.network
+
+    def adopt_average(self) -> None:
+        """Put the averaged weights into the model, at the phase's end."""
+        self.network.load_state_dict(self.averaged.state_dict())
+
+    def state(self) -> dict[str, Any]:
+        """Everything needed to go on from here."""
+        return {
+            "phase": self.name,
+            "step": self.step,
+            "seconds": self.seconds,
+            "history": self.history,
+            "optimizer": self.optimizer.state_dict(),
+            "schedule": {"last_epoch": self.schedule.last_epoch},
+            "average": self.average.state_dict() if self.average is not None else None,
+        }
+
+    def load(self, state: dict[str, Any]) -> None:
+        """Go on from `state`; the model's own weights are loaded by the caller."""
+        self.step, self.seconds, self.history = state["step"], state["seconds"], state["history"]
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.schedule.last_epoch = state["schedule"]["last_epoch"]
+        for group, base in zip(self.optimizer.param_groups, self.schedule.base_lrs, strict=True):
+            group["lr"] = base * self._cosine(self.schedule.last_epoch)
+        if self.average is not None:
+            self.average.load_state_dict(state["average"])

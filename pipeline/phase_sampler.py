@@ -1,0 +1,150 @@
+"""Phase 2: the sampler net learns to draw the aggregate of the encoder's posteriors."""
+
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ldcvae.diagnostics import variance_ratio
+from ldcvae.energy import GaussianMixture, KernelMixture
+from ldcvae.kernels import nearest_neighbour_distance
+from ldcvae.latents import Encodings
+from ldcvae.latent_metrics import mmd2, sliced_wasserstein
+from ldcvae.model import LDCVAE
+from ldcvae.objective import sampler_direction
+from ldcvae.svgd import amortised_loss
+from pipeline.phase import Phase, Progress
+from pipeline.schema import SamplerConfig
+from pipeline.world import World, keyed_generator
+
+__all__ = ["SamplerPhase", "encode_split"]
+
+
+def encode_split(model: LDCVAE, pixels: Tensor, world: World) -> Encodings:
+    """Encode a split, each rank its part, gathered so that every rank holds the same encodings of all images."""
+    padded = -len(pixels) % world.size
+    part = torch.cat([pixels, pixels[:padded]])[world.rows(len(pixels) + padded)]
+    own = model.encodings(part)
+    return Encodings(world.gather(own.mean)[: len(pixels)], world.gather(own.log_variance)[: len(pixels)])
+
+
+class SamplerPhase(Phase):
+    """Phase 2: the sampler net, on frozen encodings; no image is touched.
+
+    Args:
+        model: on its device; its whitening (and base) are fixed here.
+        encodings: of the training images, the same on all ranks.
+        validation: encodings of the validation images.
+        config: the `sampler` section.
+        world: this rank.
+        seed: of draws.
+        fused: fused Adam.
+    """
+
+    name = "sampler"
+
+    def __init__(
+        self,
+        model: LDCVAE,
+        encodings: Encodings,
+        validation: Encodings,
+        config: SamplerConfig,
+        world: World,
+        seed: int,
+        fused: bool = True,
+    ):
+        super().__init__(model.sampler, config.steps, config.learning_rate, 0.0, config.ema, fused)
+        self.model, self.config, self.world, self.seed = model, config, world, seed
+        self.encodings, self.validation = encodings, validation
+        whitening = encodings.whitening()
+        model.set_whitening(whitening)
+        first = whitening.whiten(encodings.draw(config.particles, self._generator("unit"), config.posterior_noise))
+        self.unit = nearest_neighbour_distance(first) if config.bandwidth_unit == "neighbour" else torch.tensor(1.0)
+        self.bandwidths = [self.unit * width for width in config.bandwidths]
+        self.floor = float(self.unit * config.floor)
+        if config.base == "gmm":
+            self._fit_base(first.shape[1])
+        self.sampler = world.wrap(model.sampler)
+
+    def _generator(self, purpose: str, step: int = 0) -> torch.Generator:
+        return keyed_generator(self.encodings.mean.device, self.seed, purpose, step)
+
+    def _fit_base(self, dim: int) -> None:
+        draws = self.encodings.draw(max(10_000, 20 * dim), self._generator("base"), self.config.posterior_noise)
+        mixture = GaussianMixture.fit(self.model.whitening.whiten(draws), self.config.base_components, seed=self.seed)
+        self.model.set_base(mixture.weights, mixture.means, mixture.covariances)
+
+    def _draw_targets(self, generator: torch.Generator) -> Tensor:
+        draws = self.encodings.draw(self.config.particles, generator, self.config.posterior_noise)
+        return self.model.whitening.whiten(draws)
+
+    def _losses(self) -> dict[str, Tensor]:
+        config, n = self.config, self.config.particles
+        generator = self._generator("particles", self.step)
+        with torch.no_grad():
+            targets, base = self._draw_targets(generator), self.model.draw_base(n, generator)
+        rows = self.world.rows(n)
+        own = self.sampler(base[rows])
+        with torch.no_grad():
+            particles = self.world.gather(own)
+            score = None
+            if config.direction == "stein":
+                # A fresh kernel estimate of the latent energy each step: unbiased in the targets, and as smooth
+                # as its floor.
+                score = KernelMixture(targets, floor=self.floor).score
+            phi = sampler_direction(
+                config.direction,
+                particles,
+                targets,
+                self.bandwidths,
+                score=score,
+                kernel=config.kernel,
+                self_term=config.self_term,
+                smooth=config.smooth,
+                rows=rows,
+            )
+        amortised_loss(own, phi).backward()
+        return {"field_rms": phi.square().mean().sqrt(), "particle_rms": own.detach().square().mean().sqrt()}
+
+    def blocks(self, length: int, progress: Progress | None = None) -> Iterator[int]:
+        """Train from the current position; yields the step after every `length` steps and at the end.
+
+        Raises:
+            NonFiniteLossError: naming term and step, before the block counts as completed.
+        """
+        while self.step < self.total:
+            started = said = time.perf_counter()
+            first = self.step
+            end = min(self.total, (self.step // length + 1) * length)
+            while self.step < end:
+                self.monitor.add(self.step, self._losses())
+                self._update()
+                if progress is not None and (now := time.perf_counter()) - said > 1.0:
+                    said = now
+                    rate = (self.step - first) * self.config.particles / (now - started)
+                    progress({"phase": self.name, "done": self.step / self.total, "latents_per_s": rate})
+            losses = self.monitor.read(self.world)
+            elapsed = time.perf_counter() - started
+            self.seconds += elapsed
+            record: dict[str, Any] = {"phase": self.name, "step": self.step} | losses | self.validation_figures()
+            record["latents_per_s"] = (self.step - first) * self.config.particles / elapsed
+            record |= {"seconds": round(self.seconds, 3), "time": round(time.time(), 3)}
+            self.history.append(record)
+            if progress is not None:
+                progress({"done": self.step / self.total} | record)
+            yield self.step
+
+    @torch.no_grad()
+    def validation_figures(self) -> dict[str, float]:
+        """How far sampler draws are from encoder draws of validation images, in whitened coordinates."""
+        generator = keyed_generator(self.world.device, self.seed, "validation")
+        n = min(2000, max(500, len(self.validation)))
+        truth = self.model.whitening.whiten(self.validation.draw(n, generator))
+        draws = self.averaged(self.model.draw_base(n, generator))
+        return {
+            "validation_mmd2": float(mmd2(draws, truth)),
+            "validation_sliced_wasserstein": float(sliced_wasserstein(draws, truth, generator=generator)),
+            "variance_ratio": float(variance_ratio(draws, truth)),
+        }

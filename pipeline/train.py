@@ -1,0 +1,143 @@
+"""Train encoder, decoder and sampler net: phase 1 and 2, data parallel on Ray Train.
+
+Reads the data set that pipeline.prepare wrote; writes `model/` (safetensors and config.json), `train/metrics.jsonl`,
+TensorBoard events and checkpoints. Killed at any moment, the same command goes on from the last checkpoint.
+"""
+
+from typing import Any
+
+from pipeline.cli import main
+from pipeline.cluster import connect, use_cuda
+from pipeline.dataset import read_dataset_manifest
+from pipeline.errors import ConfigError, PipelineError
+from pipeline.history import HISTORY_FILES, read_history
+from pipeline.progress import board
+from pipeline.schema import Config
+from pipeline.stage import Manifest, run_folder, run_stage
+from pipeline.storage import Folder
+from pipeline.weights import MODEL_FILES, build_model
+from pipeline.worker import train_worker
+
+__all__ = ["run"]
+
+# Keys that change how a run is carried out, not what it computes: a run may be resumed with other values.
+_OPERATIONAL = {"num_workers", "device", "checkpoint_epochs", "keep_checkpoints", "max_failures"}
+
+
+def _check(config: Config, shape: tuple[int, int, int]) -> None:
+    """Mistakes that only data and config together show, found before Ray starts."""
+    mistakes = []
+    workers = config.train.num_workers
+    for key, value in (
+        ("train.batch_size", config.train.batch_size),
+        ("sampler.particles", config.sampler.particles),
+    ):
+        if value % workers:
+            mistakes.append(f"{key}: {value} does not divide over train.num_workers={workers}")
+    try:
+        build_model(config, shape)
+    except ValueError as error:
+        mistakes.append(f"model.network: {error}")
+    if mistakes:
+        raise ConfigError("\n  ".join(["the configuration does not fit the data:", *mistakes]))
+
+
+def _resources(config: Config) -> tuple[bool, dict[str, float], int]:
+    """(use GPUs, resources of a worker, CPU threads of a worker), the cluster's CPUs shared evenly."""
+    import ray
+
+    cuda = use_cuda(config.train.device)
+    cpus = int(ray.cluster_resources().get("CPU", 1))
+    threads = max(1, min(cpus // config.train.num_workers, 16))
+    resources: dict[str, float] = {"CPU": 1 if cuda else threads}
+    if cuda:
+        resources["GPU"] = 1
+    available = int(ray.cluster_resources().get("GPU" if cuda else "CPU", 0))
+    if available < config.train.num_workers and config.ray.address is None:
+        what = "GPUs" if cuda else "CPUs"
+        raise ConfigError(
+            f"train.num_workers: {config.train.num_workers} workers need as many {what}, Ray has {available}; "
+            f"lower it, or join a larger cluster with ray.address"
+        )
+    return cuda, resources, threads
+
+
+def _fit(config: Config, run: Folder, name: str) -> dict[str, Any]:
+    import ray.train
+    from ray.train import CheckpointConfig, FailureConfig, LoggingConfig, RunConfig, ScalingConfig
+    from ray.train.torch import TorchTrainer
+
+    cuda, resources, threads = _resources(config)
+    filesystem, path = (run / "train").for_arrow()
+    with board("train") as progress:
+        trainer = TorchTrainer(
+            train_worker,  # type: ignore[arg-type]  # Train V2 takes and returns dicts
+            train_loop_config={
+                "config": config.model_dump(mode="json"),
+                "run": run.url,
+                "threads": threads,
+                "board": progress,
+            },
+            scaling_config=ScalingConfig(
+                num_workers=config.train.num_workers, use_gpu=cuda, resources_per_worker=resources
+            ),
+            run_config=RunConfig(
+                name=name,
+                storage_path=path,
+                storage_filesystem=filesystem,
+                checkpoint_config=CheckpointConfig(num_to_keep=config.train.keep_checkpoints),
+                failure_config=FailureConfig(max_failures=config.train.max_failures),
+                logging_config=LoggingConfig(log_level="ERROR"),  # type: ignore[call-arg]
+            ),
+        )
+        try:
+            return trainer.fit().return_value or {}  # type: ignore[attr-defined]
+        except ray.train.TrainingFailedError as error:
+            raise PipelineError(
+                f"training failed {config.train.max_failures + 1} times (train.max_failures); the same command goes "
+                f"on from the last checkpoint. The last failure:\n{error}"
+            ) from error
+
+
+def run(config: Config, force: bool = False) -> Manifest:
+    """Train, unless a model for the same data and config is there.
+
+    Args:
+        config: the run's configuration.
+        force: train from scratch even so.
+
+    Returns:
+        The stage's manifest; `info` holds the last figures of both phases.
+
+    Raises:
+        PipelineError: if the data are not prepared, the loss became non-finite or workers failed too often.
+        ConfigError: if config and data do not fit together.
+    """
+    data = read_dataset_manifest(run_folder(config))
+    _check(config, tuple(data.info["shape"]))
+
+    def work(folder: Folder, fingerprint: str) -> tuple[list[str], dict[str, Any]]:
+        # The name ties Ray's checkpoints to exactly these inputs: others start anew, the same ones go on.
+        name = f"ray-{fingerprint[:12]}"
+        if force:
+            folder.remove(f"train/{name}")
+        with connect(config):
+            outcome = _fit(config, folder, name)
+        if "failure" in outcome:
+            raise PipelineError(outcome["failure"])
+        history = read_history(folder)
+        last = {record["phase"]: record for record in history}
+        return [*MODEL_FILES, *HISTORY_FILES], {"figures": last, "num_workers": config.train.num_workers}
+
+    depends_on = {
+        "data": data.digest,
+        "seed": config.seed,
+        "model": config.model.model_dump(mode="json"),
+        "train": config.train.model_dump(mode="json", exclude=_OPERATIONAL),
+        "sampler": config.sampler.model_dump(mode="json", exclude={"checkpoint_steps"}),
+    }
+    return run_stage(config, "train", depends_on, work, force)
+
+
+if __name__ == "__main__":
+    main("train", __doc__, run)

@@ -1,0 +1,165 @@
+"""What one training process does: resume, phase 1, phase 2, write the model. Runs inside Ray Train."""
+
+import tempfile
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+from ldcvae.model import LDCVAE
+from ldcvae.networks import choose_network
+from pipeline.checkpoint import load_state, save_state
+from pipeline.dataset import load_split
+from pipeline.history import write_history
+from pipeline.monitor import NonFiniteLossError
+from pipeline.phase import Phase
+from pipeline.phase_autoencoder import AutoencoderPhase
+from pipeline.phase_sampler import SamplerPhase, encode_split
+from pipeline.schema import Config, TrainConfig
+from pipeline.storage import Folder
+from pipeline.weights import build_model, write_model
+from pipeline.world import World
+
+__all__ = ["resolve_auto", "train_worker"]
+
+
+def resolve_auto(config: TrainConfig, device: torch.device, network: str) -> TrainConfig:
+    """Replace every `auto` by what is right for the device and network.
+
+    Example:
+        >>> resolve_auto(TrainConfig(), torch.device("cpu"), "conv").channels_last
+        True
+    """
+    cuda = device.type == "cuda"
+    choices = {
+        # CPUs without AVX-512 BF16 run bfloat16 an order of magnitude slower than float32.
+        "bf16": cuda and torch.cuda.is_bf16_supported(),
+        "channels_last": network != "mlp",
+        "fused": True,
+        "compile": cuda,
+    }
+    chosen = {key: value for key, value in choices.items() if getattr(config, key) == "auto"}
+    return config.model_copy(update=chosen)
+
+
+def _world() -> World:
+    import ray.train
+    import ray.train.torch
+
+    context = ray.train.get_context()
+    device = ray.train.torch.get_device()
+    size = context.get_world_size()
+
+    def wrap(network: nn.Module) -> nn.Module:
+        if size == 1:
+            return network
+        return DistributedDataParallel(network, device_ids=[device] if device.type == "cuda" else None)
+
+    return World(context.get_world_rank(), size, device, wrap)
+
+
+class _Reporter:
+    """Checkpoints through Ray Train, uploaded while training goes on; figures and progress from rank 0."""
+
+    def __init__(self, run: Folder, model: LDCVAE, world: World, board: Any):
+        self.run, self.model, self.world, self.board = run, model, world, board
+        self.earlier: list[dict[str, Any]] = []  # history of finished phases
+
+    def progress(self, record: dict[str, Any]) -> None:
+        self.board.write.remote(record)
+
+    def save(self, phase: Phase) -> None:
+        import ray.train
+        from ray.train import Checkpoint, CheckpointUploadMode
+
+        figures = {"phase": phase.name, "step": phase.step}
+        if self.world.rank != 0:
+            ray.train.report(figures, checkpoint=None)
+            return
+        write_history(self.run, self.earlier + phase.history)
+        folder = tempfile.mkdtemp(prefix="ldcvae-checkpoint-")
+        save_state({"model": self.model.state_dict(), "phase": phase.state(), "earlier": self.earlier}, folder)
+        ray.train.report(
+            figures,
+            checkpoint=Checkpoint.from_directory(folder),
+            checkpoint_dir_name=f"{phase.name}_{phase.step:08d}",
+            checkpoint_upload_mode=CheckpointUploadMode.ASYNC,
+            delete_local_checkpoint_after_upload=True,
+        )
+
+
+def _resume() -> dict[str, Any] | None:
+    import ray.train
+
+    checkpoint = ray.train.get_checkpoint()
+    if checkpoint is None:
+        return None
+    with checkpoint.as_directory() as folder:
+        return load_state(folder)
+
+
+def train_worker(job: dict[str, Any]) -> dict[str, Any]:
+    """One rank's whole training.
+
+    Args:
+        job: `config` (dict), `run` (URL of the run's folder), `threads` (CPU threads), `board` (progress actor).
+
+    Returns:
+        `{}` when the model is written, or `{"failure": message}` when the loss became non-finite: returned, not
+        raised, because trying again from the same state would end the same way.
+    """
+    torch.set_num_threads(job["threads"])
+    config, run = Config.model_validate(job["config"]), Folder(job["run"])
+    world = _world()
+    train, validation = load_split(run, "train").pixels, load_split(run, "validation").pixels
+    shape = (train.shape[1], train.shape[2], train.shape[3])
+    torch.manual_seed(config.seed)  # initial weights; everything later is keyed by step
+    model = build_model(config, shape).to(world.device)
+    settings = resolve_auto(config.train, world.device, choose_network(config.model.network, shape))
+    reporter = _Reporter(run, model, world, job["board"])
+    progress = reporter.progress if world.rank == 0 else None
+    state = _resume()
+    if state is not None:
+        model.load_state_dict(state["model"])
+        reporter.earlier = state["earlier"]
+    try:
+        if state is None or state["phase"]["phase"] == AutoencoderPhase.name:
+            first = AutoencoderPhase(model, train, validation, settings, world, config.seed)
+            if state is not None:
+                first.load(state["phase"])
+                state = None
+            for epoch in first.epochs(progress):
+                if epoch % settings.checkpoint_epochs == 0 or epoch == settings.epochs:
+                    reporter.save(first)
+            first.adopt_average()
+            reporter.earlier = first.history
+            del first
+        encodings, held_out = (encode_split(model, pixels, world) for pixels in (train, validation))
+        second = SamplerPhase(model, encodings, held_out, config.sampler, world, config.seed, bool(settings.fused))
+        if state is not None:
+            second.load(state["phase"])
+        for _ in second.blocks(config.sampler.checkpoint_steps, progress):
+            reporter.save(second)
+        second.adopt_average()
+    except NonFiniteLossError as error:
+        return {"failure": _explain(error, locals().get("first"), config)}
+    if world.rank == 0:
+        write_history(run, reporter.earlier + second.history)
+        write_model(run, model)
+    return {}
+
+
+def _explain(error: NonFiniteLossError, first: AutoencoderPhase | None, config: Config) -> str:
+    if first is None:
+        return (
+            f"sampler: {error.term} is not finite at step {error.step}; the last good checkpoint is kept; "
+            f"try a lower sampler.learning_rate (now {config.sampler.learning_rate})"
+        )
+    images, epoch = first.batch_indices(error.step).tolist(), error.step // first.steps_per_epoch + 1
+    shown = ", ".join(map(str, images[:8])) + (", …" if len(images) > 8 else "")
+    return (
+        f"autoencoder: {error.term} is not finite at step {error.step} (epoch {epoch}, "
+        f"training images {shown}); the last good checkpoint is kept; try a lower train.learning_rate "
+        f"(now {config.train.learning_rate}) or look at these images"
+    )
