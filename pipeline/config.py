@@ -40,8 +40,10 @@ def load_config(path: str | Path | None = None, overrides: Sequence[str] = ()) -
         tree: Any = OmegaConf.load(path) if path is not None else OmegaConf.create({})
     except FileNotFoundError:
         raise ConfigError(f"config file {path} does not exist") from None
-    except (OSError, yaml.YAMLError, OmegaConfBaseException) as error:
+    except (OSError, UnicodeDecodeError, yaml.YAMLError, OmegaConfBaseException) as error:
         raise ConfigError(f"config file {path} is not readable YAML: {error}") from None
+    if not OmegaConf.is_dict(tree):
+        raise ConfigError(f"config file {path} must hold keys and values, not a list")
     for item in overrides:
         key, equals, _ = item.partition("=")
         if not equals or not key:
@@ -52,8 +54,6 @@ def load_config(path: str | Path | None = None, overrides: Sequence[str] = ()) -
         content: Any = OmegaConf.to_container(tree, resolve=False)
     except (yaml.YAMLError, OmegaConfBaseException) as error:
         raise ConfigError(f"overrides {list(overrides)}: {error}") from None
-    if not isinstance(content, dict):
-        raise ConfigError(f"config file {path} must hold keys and values, not a {type(content).__name__}")
     return parse_config(content)
 
 
@@ -62,7 +62,11 @@ def parse_config(content: dict[str, Any]) -> Config:
     try:
         return Config.model_validate(content)
     except ValidationError as error:
-        mistakes = [_explain(item) for item in error.errors()]
+        found: dict[str, str] = {}
+        for item in error.errors():  # one for each member of a union
+            key, _, message = _explain(item).partition(": ")
+            found[key] = f"{found[key]}; or {message}" if key in found else message
+        mistakes = [f"{key}: {message}" for key, message in found.items()]
     plural = "mistake" if len(mistakes) == 1 else "mistakes"
     raise ConfigError("\n  ".join([f"{len(mistakes)} {plural} in the configuration:", *mistakes]))
 

@@ -1,0 +1,296 @@
+"""PNG and JPEG bytes to arrays of one shape: one image, or many files in this process or in parallel on Ray.
+
+How an image is read: its EXIF orientation is applied; transparent pixels (RGBA, LA, palettes with transparency)
+are laid over white; palettes and CMYK become RGB; 16-bit grey keeps its upper 8 bits; of an animation the first
+frame counts. An image is grey when its mode is, whatever its pixels are. Then the largest centred square is resized
+(bicubic, antialiased) to `image_size`: the same as resizing the shorter side and cropping the centre. Pillow's
+limit against decompression bombs stays on.
+"""
+
+import io
+import logging
+import sys
+import warnings
+from collections.abc import Iterable, Iterator, Sequence
+from functools import partial
+from typing import TypeVar, cast
+
+import numpy as np
+import pyarrow as pa
+from PIL import Image, ImageOps, UnidentifiedImageError
+from tqdm import tqdm
+
+from pipeline.cluster import connect
+from pipeline.config import Config
+from pipeline.errors import PipelineError
+from pipeline.storage import Folder
+
+__all__ = [
+    "PARALLEL_FROM",
+    "BadImage",
+    "Collector",
+    "decode",
+    "decode_files",
+    "fit",
+    "fit_one",
+    "progress",
+    "to_array",
+]
+
+PARALLEL_FROM = 2000
+"""Files from which on starting Ray (about 6 s on one machine) pays."""
+
+_FILES_PER_TASK = 256
+
+T = TypeVar("T")
+
+
+class BadImage(Exception):
+    """Bytes that are no readable image; the message is the reason."""
+
+
+def progress(items: Iterable[T], total: int, what: str) -> Iterator[T]:
+    """`items` with a bar and the time left on stderr: live on a terminal, a line every half minute in a log."""
+    live = sys.stderr.isatty()
+    bar = tqdm(
+        items,
+        desc=what,
+        total=total,
+        unit=" images",
+        mininterval=0.2 if live else 30,
+        delay=2 if live else 10,
+        leave=False,
+        dynamic_ncols=live,
+    )
+    yield from bar
+
+
+def to_array(image: Image.Image, image_size: int | None, channels: int | None) -> np.ndarray:
+    """Pixels of an image.
+
+    Args:
+        image: of any mode.
+        image_size: S, pixels of each side; None keeps the size.
+        channels: 1 or 3; None keeps grey grey and makes the rest RGB.
+
+    Returns:
+        (C, H, W) uint8.
+
+    Example:
+        >>> to_array(Image.new("RGB", (40, 30)), image_size=8, channels=None).shape
+        (3, 8, 8)
+    """
+    grey = image.mode in ("1", "L", "LA", "La") or image.mode.startswith("I")
+    if image.mode.startswith("I"):  # Pillow's own conversion clips 16 bits to white
+        image = Image.fromarray((np.clip(np.asarray(image), 0, 65535) >> 8).astype(np.uint8))
+    elif image.has_transparency_data:
+        opaque = Image.new("RGBA", image.size, "white")
+        image = Image.alpha_composite(opaque, image.convert("RGBA"))
+    image = image.convert({1: "L", 3: "RGB", None: "L" if grey else "RGB"}[channels])
+    if image_size is not None and image.size != (image_size, image_size):
+        side = min(image.size)
+        # Cropping first keeps a very long image from becoming a huge one. The corner is a whole pixel, so an image
+        # that only needs cropping is not blurred.
+        left, top = (image.width - side) // 2, (image.height - side) // 2
+        box = (left, top, left + side, top + side)
+        image = image.resize((image_size, image_size), Image.Resampling.BICUBIC, box=box)
+    pixels = np.asarray(image)
+    return pixels[None] if pixels.ndim == 2 else np.ascontiguousarray(pixels.transpose(2, 0, 1))
+
+
+def decode(content: bytes, image_size: int | None, channels: int | None) -> np.ndarray:
+    """Pixels of an encoded PNG or JPEG image: (C, H, W) uint8, see `to_array`.
+
+    Raises:
+        BadImage: with the reason.
+
+    Example:
+        >>> decode(b"hello", None, None)
+        Traceback (most recent call last):
+        pipeline.image_files.BadImage: not a PNG or JPEG image (5 bytes)
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            with Image.open(io.BytesIO(content), formats=("PNG", "JPEG")) as image:
+                return to_array(ImageOps.exif_transpose(image), image_size, channels)
+    except UnidentifiedImageError:
+        raise BadImage(f"not a PNG or JPEG image ({len(content):,} bytes)") from None
+    except Exception as error:  # damaged bytes make the decoders raise anything from SyntaxError to struct.error
+        raise BadImage(str(error) or type(error).__name__) from None
+
+
+def fit(images: np.ndarray, image_size: int | None, channels: int | None) -> np.ndarray:
+    """Resize, crop and convert images that are already arrays.
+
+    Args:
+        images: (N, C, H, W) uint8.
+        image_size: as in `to_array`.
+        channels: as in `to_array`.
+
+    Returns:
+        (N, channels, image_size, image_size) uint8; `images` itself when nothing is to do.
+
+    Example:
+        >>> fit(np.zeros((2, 1, 8, 8), np.uint8), image_size=16, channels=3).shape
+        (2, 3, 16, 16)
+    """
+    _, source, height, width = images.shape
+    if image_size in (None, height) and image_size in (None, width) and channels in (None, source):
+        return images
+    collector = Collector("fail")
+    for index, image in enumerate(progress(images, len(images), "resize")):
+        collector.add(index, str(index), fit_one(image, image_size, channels))
+    return collector.finish()[0]
+
+
+def fit_one(image: np.ndarray, image_size: int | None, channels: int | None) -> np.ndarray:
+    """`fit` for one image: (C, H, W) uint8."""
+    source, height, width = image.shape
+    if image_size in (None, height) and image_size in (None, width) and channels in (None, source):
+        return image
+    pixels = image[0] if source == 1 else image.transpose(1, 2, 0)
+    return to_array(Image.fromarray(pixels), image_size, channels)
+
+
+class Collector:
+    """Gathers decoded images, in any order, into one array; counts or refuses the bad ones.
+
+    Args:
+        on_bad_image: "fail" or "skip".
+        root: folder of the names, for error messages.
+
+    Attributes:
+        skipped: `{"file", "reason"}` of every image left out.
+
+    Example:
+        >>> collector = Collector("skip")
+        >>> collector.add(1, "b.png", np.zeros((3, 8, 8), np.uint8))
+        >>> collector.add(0, "a.png", np.zeros((1, 8, 8), np.uint8))
+        >>> collector.reject("c.png", "not an image")
+        >>> images, indices = collector.finish()
+        >>> images.shape, indices.tolist()
+        ((2, 3, 8, 8), [0, 1])
+    """
+
+    def __init__(self, on_bad_image: str, root: str = "") -> None:
+        self._on_bad_image = on_bad_image
+        self._root = f"{root}/" if root else ""
+        self._images: dict[int, np.ndarray] = {}
+        self._first: tuple[str, int, int] | None = None
+        self.skipped: list[dict[str, str]] = []
+
+    def add(self, index: int, name: str, image: np.ndarray) -> None:
+        """Take image number `index`: (C, H, W) uint8.
+
+        Raises:
+            PipelineError: if its height or width is not that of the others.
+        """
+        _, height, width = image.shape
+        if self._first is None:
+            self._first = (name, height, width)
+        if self._first[1:] != (height, width):
+            other, other_height, other_width = self._first
+            raise PipelineError(
+                f"images of {self._root} differ in size: {other} is {other_width}x{other_height} pixels, "
+                f"{name} is {width}x{height}; "
+                f"set data.image_size, e.g. data.image_size={min(64, max(4, min(self._first[1:])))}"
+            )
+        self._images[index] = image
+
+    def reject(self, name: str, reason: str) -> None:
+        """Leave out a bad image.
+
+        Raises:
+            PipelineError: naming it, if bad images are to stop the run.
+        """
+        if self._on_bad_image == "fail":
+            raise PipelineError(
+                f"{self._root}{name}: {reason}; data.on_bad_image=skip leaves such files out and lists them"
+            )
+        self.skipped.append({"file": name, "reason": reason})
+
+    def finish(self) -> tuple[np.ndarray, np.ndarray]:
+        """(N, C, H, W) uint8 in order of index, and the (N,) indices; C is 1 when all are grey, else 3.
+
+        Raises:
+            PipelineError: if there is none.
+        """
+        if not self._images:
+            first = f"; {self.skipped[0]['file']}: {self.skipped[0]['reason']}" if self.skipped else ""
+            raise PipelineError(f"{self._root} has no readable image, {len(self.skipped):,} bad ones{first}")
+        indices = sorted(self._images)
+        channels = max(image.shape[0] for image in self._images.values())
+        images = np.empty((len(indices), channels, *self._images[indices[0]].shape[1:]), np.uint8)
+        for row, index in enumerate(indices):
+            images[row] = self._images.pop(index)  # frees as it copies; grey broadcasts to RGB
+        return images, np.array(indices)
+
+
+Decoded = tuple[int, np.ndarray | str]
+
+
+def _decode_file(folder: Folder, name: str, image_size: int | None, channels: int | None) -> np.ndarray | str:
+    try:
+        return decode(folder.read(name), image_size, channels)
+    except BadImage as error:
+        return str(error)
+
+
+def _decode_block(table: pa.Table, folder: Folder, image_size: int | None, channels: int | None) -> pa.Table:
+    results: list[np.ndarray | str | PipelineError] = []
+    for name in table["name"].to_pylist():
+        try:
+            results.append(_decode_file(folder, name, image_size, channels))
+        except PipelineError as error:  # as a value: raised here it would come back wrapped in Ray's own words
+            results.append(error)
+    good = [result if isinstance(result, np.ndarray) else None for result in results]
+    return pa.table(
+        {
+            "index": table["index"],
+            "pixels": pa.array([None if x is None else x.tobytes() for x in good], pa.large_binary()),
+            "shape": pa.array([None if x is None else x.shape for x in good], pa.list_(pa.int64())),
+            "bad": pa.array([x if isinstance(x, str) else None for x in results], pa.string()),
+            "failure": pa.array([str(x) if isinstance(x, PipelineError) else None for x in results], pa.string()),
+        }
+    )
+
+
+def _decode_on_ray(config: Config, folder: Folder, names: Sequence[str]) -> Iterator[Decoded]:
+    import ray
+
+    with connect(config):
+        context = ray.data.DataContext.get_current()
+        context.enable_progress_bars = False
+        logging.getLogger("ray.data").setLevel(logging.ERROR)  # its plan and resources at every execution
+        rows = [{"index": index, "name": name} for index, name in enumerate(names)]
+        blocks = -(-len(rows) // _FILES_PER_TASK)
+        work = partial(_decode_block, folder=folder, image_size=config.data.image_size, channels=config.data.channels)
+        decoded = ray.data.from_items(rows, override_num_blocks=blocks).map_batches(
+            work, batch_format="pyarrow", batch_size=None
+        )
+        for table in decoded.iter_batches(batch_size=None, batch_format="pyarrow"):
+            for row in cast(pa.Table, table).to_pylist():
+                if row["failure"] is not None:
+                    raise PipelineError(row["failure"])
+                if row["bad"] is not None:
+                    yield row["index"], row["bad"]
+                else:
+                    yield row["index"], np.frombuffer(row["pixels"], np.uint8).reshape(row["shape"])
+
+
+def decode_files(config: Config, folder: Folder, names: Sequence[str]) -> Iterator[Decoded]:
+    """Decode files as `config.data` says, from `PARALLEL_FROM` files on in parallel; the pixels are the same.
+
+    Yields:
+        (position in `names`, (C, H, W) uint8 pixels or the reason why there are none), in no fixed order.
+
+    Raises:
+        PipelineError: if a file cannot be read from storage.
+    """
+    if len(names) >= PARALLEL_FROM:
+        yield from progress(_decode_on_ray(config, folder, names), len(names), "decode")
+        return
+    for index, name in enumerate(progress(names, len(names), "decode")):
+        yield index, _decode_file(folder, name, config.data.image_size, config.data.channels)

@@ -1,0 +1,122 @@
+"""Prepare: raw images to Parquet shards of uint8 pixels in `<run>/data/`, cut into train, validation and test.
+
+Sources (data.source): digits, torchvision, idx, folder, parquet. The splits a source has are kept; what is missing is
+cut from the training images with the seed. Reads data.* and seed only.
+"""
+
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+from pipeline.cli import main
+from pipeline.config import Config
+from pipeline.dataset import SPLITS, write_split
+from pipeline.errors import PipelineError
+from pipeline.schema import DataConfig
+from pipeline.sources import Source, find_source
+from pipeline.stage import Manifest, run_stage, say
+from pipeline.storage import Folder
+
+__all__ = ["cut_splits", "run"]
+
+_LISTED = 1000  # of the skipped files; a manifest is read by every later stage
+
+
+def cut_splits(splits: np.ndarray, data: DataConfig, seed: int) -> dict[str, np.ndarray]:
+    """Which images make up each split.
+
+    Args:
+        splits: (N,) "train", "validation" or "test" as the source has them.
+        data: fractions, and how many training images to keep.
+        seed: decides every random choice.
+
+    Returns:
+        Disjoint arrays of indices for each of `SPLITS`; the training images in random order. Unless
+        `data.max_train_images` drops some, together they are all N.
+
+    Raises:
+        PipelineError: if a split would be empty.
+
+    Example:
+        >>> parts = cut_splits(np.full(100, "train"), DataConfig(), seed=0)
+        >>> {name: len(indices) for name, indices in parts.items()}
+        {'train': 72, 'validation': 8, 'test': 20}
+    """
+    rng = np.random.default_rng(seed)
+    parts = {name: np.flatnonzero(splits == name) for name in SPLITS}
+    pool = rng.permutation(parts["train"])
+    for name, fraction in (("test", data.test_fraction), ("validation", data.validation_fraction)):
+        if len(parts[name]) == 0:
+            count = max(1, round(fraction * len(pool)))
+            parts[name], pool = np.sort(pool[:count]), pool[count:]
+    parts["train"] = pool[: data.max_train_images]
+    counts = {name: len(indices) for name, indices in parts.items()}
+    if 0 in counts.values():
+        raise PipelineError(f"{len(splits):,} images are too few for three splits, each needs at least one: {counts}")
+    return parts
+
+
+def run(config: Config, force: bool = False) -> Manifest:
+    """Prepare the images unless that is done for the same source, `data.*` and seed.
+
+    Args:
+        config: the run's configuration.
+        force: prepare again in any case.
+
+    Returns:
+        Manifest of stage `data`. Its `info`: `source`; `shape` [C, H, W]; `counts` by split; `classes`, names of
+        labels 0, 1, …, empty without labels; `label_counts` by class, over all splits; `pixel_mean`, of the training
+        images in [0, 1], over all channels; `skipped`, the first 1,000 `{"file", "reason"}` left out;
+        `skipped_count`, all of them.
+
+    Raises:
+        ConfigError: if `data.*` cannot work.
+        PipelineError: naming the file or image that is missing or wrong.
+    """
+    source = find_source(config)
+    depends_on = {"data": config.data.model_dump(mode="json"), "seed": config.seed, "source": source.description}
+    return run_stage(config, "data", depends_on, partial(_work, config, source), force)
+
+
+def _work(config: Config, source: Source, run: Folder, fingerprint: str) -> tuple[list[str], dict[str, Any]]:
+    raw = source.load()
+    parts = cut_splits(raw.splits, config.data, config.seed)
+    run.remove("data")  # shards of an earlier, larger data set would outlive this one
+    names: list[str] = []
+    for split, indices in parts.items():
+        labels = None if raw.labels is None else raw.labels[indices]
+        names += write_split(run, split, raw.images[indices], labels, config.data.images_per_shard)
+    counts = {split: len(indices) for split, indices in parts.items()}
+    used = np.concatenate(list(parts.values()))
+    labelled = np.array([], np.int64) if raw.labels is None else raw.labels[used]
+    label_counts = np.bincount(labelled[labelled >= 0], minlength=len(raw.classes)).tolist()
+    info = {
+        "source": config.data.source,
+        "shape": list(raw.images.shape[1:]),
+        "counts": counts,
+        "classes": list(raw.classes),
+        "label_counts": dict(zip(raw.classes, label_counts, strict=True)),
+        "pixel_mean": _pixel_mean(raw.images, parts["train"]),
+        "skipped": list(raw.skipped[:_LISTED]),
+        "skipped_count": len(raw.skipped),
+    }
+    say(f"data: {_summary(info)}")
+    return names, info
+
+
+def _pixel_mean(images: np.ndarray, indices: np.ndarray) -> float:
+    total = sum(int(images[index].sum(dtype=np.int64)) for index in indices)  # exact, and without a copy
+    return total / (len(indices) * int(np.prod(images.shape[1:])) * 255)
+
+
+def _summary(info: dict[str, Any]) -> str:
+    shape = "x".join(str(side) for side in info["shape"])
+    classes = f"{len(info['classes'])} classes" if info["classes"] else "no labels"
+    counts = ", ".join(f"{split} {count:,}" for split, count in info["counts"].items())
+    skipped = f"; {info['skipped_count']:,} files skipped" if info["skipped_count"] else ""
+    return f"{sum(info['counts'].values()):,} images {shape}, {classes}: {counts}{skipped}"
+
+
+if __name__ == "__main__":
+    main("prepare", __doc__, run)

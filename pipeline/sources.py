@@ -1,0 +1,105 @@
+"""Where images come from: `find_source` looks and describes, the source's `load` reads and decodes.
+
+Every source is brought to the same form, `RawImages`. Looking is cheap (a listing at most), so an unchanged source
+is recognised without reading it. All images are held in memory: 200,000 of 3x64x64 are 2.5 GB.
+"""
+
+import re
+from collections.abc import Callable
+from functools import partial
+from importlib.metadata import version
+from typing import Any, NamedTuple
+
+from pipeline.config import Config
+from pipeline.errors import ConfigError, PipelineError
+from pipeline.parquet_files import load_parquet
+from pipeline.readers import RawImages, load_digits, load_folder, load_idx
+from pipeline.storage import Folder, fingerprint
+from pipeline.torchvision_sets import load_torchvision, torchvision_class
+
+__all__ = ["RawImages", "Source", "find_source"]
+
+
+class Source(NamedTuple):
+    """A source that was found.
+
+    Attributes:
+        description: changes when the source's content does; JSON-serialisable.
+        load: reads it; raises PipelineError naming the file that is wrong.
+    """
+
+    description: dict[str, Any]
+    load: Callable[[], RawImages]
+
+
+def find_source(config: Config) -> Source:
+    """The source that `config.data` names.
+
+    Raises:
+        ConfigError: for an unknown torchvision class, or a folder that contains the run's own.
+        PipelineError: if there is nothing at `data.path`.
+
+    Example:
+        >>> source = find_source(Config())
+        >>> source.load().images.shape
+        (1797, 1, 8, 8)
+    """
+    data = config.data
+    if data.source == "digits":
+        return Source({"scikit-learn": version("scikit-learn")}, partial(load_digits, data))
+    if data.source == "torchvision":
+        torchvision_class(data)  # an unknown name shall fail before anything else happens
+        return Source({"torchvision": version("torchvision")}, partial(load_torchvision, data))
+    assert data.path is not None  # DataConfig checks it
+    load: Callable[[Folder, list[str]], RawImages]
+    endings: tuple[str, ...]
+    if data.source == "idx":
+        load, endings = partial(load_idx, data), ("-ubyte", "-ubyte.gz", "classes.txt")
+    elif data.source == "parquet":
+        load, endings = partial(load_parquet, data), (".parquet",)
+    else:
+        load, endings = partial(load_folder, config), (".png", ".jpg", ".jpeg")
+    if data.source != "idx":
+        _refuse_own_folder(config, data.path)
+    folder, files = _list_files(data.path, recursive=data.source != "idx")
+    files = {name: tag for name, tag in files.items() if name.lower().endswith(endings)}
+    if not files:
+        raise PipelineError(f"{folder.url} has no files for source {data.source!r}: {', '.join(endings)}")
+    return Source({"files": len(files), "digest": fingerprint(files)}, partial(load, folder, list(files)))
+
+
+def _refuse_own_folder(config: Config, path: str) -> None:
+    source, run = f"{Folder(path).url}/", f"{(Folder(config.storage) / config.name).url}/"
+    if run.startswith(source) or source.startswith(f"{run}data/"):
+        raise ConfigError(
+            f"data.path={path}: this folder and the run's own, {run}, lie inside each other, so the run would read "
+            "or delete its own files; set storage or name to another place"
+        )
+
+
+def _list_files(path: str, recursive: bool = True) -> tuple[Folder, dict[str, str]]:
+    """The folder and its files in sorted order, each with size and a tag that changes with its content.
+
+    Hidden files and folders are left out: among them are the `._*.png` that macOS puts into archives.
+    """
+    folder = Folder(path)
+    try:
+        filesystem, root = folder.filesystem, folder.path()
+        if filesystem.isfile(root):
+            parent, _, name = folder.url.rpartition("/")
+            return Folder(parent), {name: _tag(filesystem.info(root))}
+        if not filesystem.isdir(root):
+            raise PipelineError(f"data.path={path}: there is no such file or folder ({folder.url})")
+        found = filesystem.find(root, maxdepth=None if recursive else 1, detail=True)
+    except (ConfigError, PipelineError):
+        raise
+    except Exception as error:  # every object store's client raises its own kinds
+        raise PipelineError(f"data.path={path}: cannot list {folder.url}: {error}") from error
+    prefix = root.rstrip("/") + "/"
+    files = {str(name).removeprefix(prefix): _tag(info) for name, info in sorted(found.items())}
+    return folder, {name: tag for name, tag in files.items() if not re.search(r"(^|/)(\.|__MACOSX/)", name)}
+
+
+def _tag(info: dict[str, Any]) -> str:
+    changed = next((info[key] for key in ("ETag", "etag", "md5Hash", "mtime", "LastModified") if key in info), "")
+    return f"{info.get('size')} {changed}"

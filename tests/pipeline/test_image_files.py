@@ -1,0 +1,177 @@
+"""Image files: every mode to one form, folders to labels and splits, and the same bytes with and without Ray."""
+
+import io
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from pipeline import image_files
+from pipeline.config import parse_config
+from pipeline.errors import PipelineError
+from pipeline.image_files import BadImage, decode, to_array
+from pipeline.sources import find_source
+
+
+def load(source, path=None, **data):
+    data = {"source": source, **({} if path is None else {"path": str(path)}), **data}
+    return find_source(parse_config({"data": data, "storage": "/nowhere"})).load()
+
+
+def encoded(image, kind="PNG", **options):
+    buffer = io.BytesIO()
+    image.save(buffer, kind, **options)
+    return buffer.getvalue()
+
+
+def save(path, image, **options):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(encoded(image, "JPEG" if path.suffix in (".jpg", ".jpeg") else "PNG", **options))
+
+
+@pytest.mark.parametrize(
+    ("mode", "colour", "expected"),
+    [
+        ("1", 1, [255]),
+        ("L", 70, [70]),
+        ("LA", (70, 255), [70]),
+        ("LA", (0, 0), [255]),  # transparent: white
+        ("I;16", 0x4567, [0x45]),
+        ("P", 3, None),
+        ("RGB", (10, 20, 30), [10, 20, 30]),
+        ("RGBA", (10, 20, 30, 255), [10, 20, 30]),
+        ("RGBA", (10, 20, 30, 0), [255, 255, 255]),
+        ("RGBA", (0, 0, 0, 128), [127, 127, 127]),
+    ],
+)
+def test_modes_of_png(mode, colour, expected):
+    image = Image.new(mode, (6, 4), colour)
+    if mode == "P":
+        image.putpalette([0, 0, 0] * 3 + [9, 8, 7])
+        expected = [9, 8, 7]
+    pixels = decode(encoded(image), None, None)
+    assert pixels.shape == (len(expected), 4, 6)
+    assert pixels.dtype == np.uint8
+    assert (pixels == np.array(expected)[:, None, None]).all()
+
+
+def test_cmyk_jpeg_transparent_palette_and_first_frame():
+    assert decode(encoded(Image.new("CMYK", (8, 8)), "JPEG"), None, None).min() == 255
+    palette = Image.new("P", (4, 4), 0)
+    palette.putpalette([1, 2, 3])
+    assert (decode(encoded(palette, transparency=0), None, None) == 255).all()
+    frames = [Image.new("RGB", (4, 4), colour) for colour in ("red", "blue")]
+    animated = encoded(frames[0], save_all=True, append_images=frames[1:])
+    assert decode(animated, None, None)[:, 0, 0].tolist() == [255, 0, 0]
+
+
+def test_exif_orientation_is_applied():
+    upright = np.zeros((4, 6), np.uint8)
+    upright[0] = 255
+    exif = Image.Exif()
+    exif[0x0112] = 6  # stored turned: rotate by 90 degrees clockwise to see it
+    stored = Image.fromarray(np.ascontiguousarray(np.rot90(upright)))
+    assert np.array_equal(decode(encoded(stored, exif=exif), None, None)[0], upright)
+
+
+def test_resize_crops_the_centre_without_blurring_and_antialiases():
+    pixels = np.random.default_rng(0).integers(0, 256, (30, 41), dtype=np.uint8)
+    assert np.array_equal(to_array(Image.fromarray(pixels), 30, None)[0], pixels[:, 5:35])
+    stripes = np.tile(np.array([0, 255], np.uint8), (64, 32))
+    small = to_array(Image.fromarray(stripes), 8, None)
+    assert 100 < small.min() <= small.max() < 155  # nearest neighbour would give 0 or 255
+
+
+def test_channels_are_converted():
+    assert to_array(Image.new("RGB", (4, 4), (255, 0, 0)), None, 1).tolist()[0][0][0] == 76  # Rec. 601 luma
+    assert to_array(Image.new("L", (4, 4), 9), None, 3)[:, 0, 0].tolist() == [9, 9, 9]
+    assert load("digits", image_size=12, channels=3).images.shape == (1797, 3, 12, 12)
+
+
+def test_decompression_bomb_is_refused(monkeypatch):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
+    with pytest.raises(BadImage, match="decompression bomb"):
+        decode(encoded(Image.new("L", (15, 15))), 8, None)
+
+
+def test_folder_with_nested_labels(tmp_path):
+    for number, name in enumerate(["cat/a.png", "cat/deep/er/b.JPG", "dog/c.jpeg", "root.png"]):
+        save(tmp_path / name, Image.new("L", (5, 5), 50 * number))
+    save(tmp_path / "cat/._a.png", Image.new("L", (9, 9)))  # hidden, as in archives from macOS
+    (tmp_path / "README.md").write_text("not looked at")
+    raw = load("folder", tmp_path)
+    assert raw.images[:, 0, 0, 0].tolist() == [0, 50, 100, 150]
+    assert raw.labels.tolist() == [0, 0, 1, -1]
+    assert raw.classes == ("cat", "dog")
+    assert raw.images.shape == (4, 1, 5, 5)
+    save(tmp_path / "dog/colour.png", Image.new("RGB", (5, 5), (1, 2, 3)))
+    raw = load("folder", tmp_path)
+    assert raw.images.shape == (5, 3, 5, 5)  # grey ones become RGB among coloured ones
+    assert raw.images[3, :, 0, 0].tolist() == [1, 2, 3]
+
+
+def test_folder_with_splits(tmp_path):
+    names = ["train/x/1.png", "train/y/2.png", "val/x/3.png", "test/y/4.png", "preview.png", "extra/5.png"]
+    for name in names:
+        save(tmp_path / name, Image.new("L", (4, 4)))
+    raw = load("folder", tmp_path)
+    assert raw.splits.tolist() == ["test", "train", "train", "validation"]
+    assert raw.labels.tolist() == [1, 0, 1, 0]
+    assert raw.classes == ("x", "y")
+    assert [entry["file"] for entry in raw.skipped] == ["extra/5.png", "preview.png"]
+
+
+def test_a_class_called_train_is_no_split(tmp_path):
+    for name in ("car/1.png", "plane/2.png", "train/3.png"):
+        save(tmp_path / name, Image.new("L", (4, 4)))
+    raw = load("folder", tmp_path)
+    assert raw.classes == ("car", "plane", "train")
+    assert set(raw.splits) == {"train"}
+
+
+def test_bad_images_fail_or_are_skipped(tmp_path):
+    save(tmp_path / "good.png", Image.new("L", (4, 4)))
+    (tmp_path / "text.png").write_text("I am no image")
+    cut = encoded(Image.effect_noise((64, 64), 50))
+    (tmp_path / "cut.png").write_bytes(cut[: len(cut) // 2])
+    with pytest.raises(PipelineError, match=r"cut\.png: .*truncated.*data\.on_bad_image=skip"):
+        load("folder", tmp_path)
+    raw = load("folder", tmp_path, on_bad_image="skip")
+    assert len(raw.images) == 1
+    assert [entry["file"] for entry in raw.skipped] == ["cut.png", "text.png"]
+    assert raw.skipped[1]["reason"] == "not a PNG or JPEG image (13 bytes)"
+    (tmp_path / "good.png").unlink()
+    with pytest.raises(PipelineError, match=r"no readable image, 2 bad ones; cut\.png"):
+        load("folder", tmp_path, on_bad_image="skip")
+
+
+def test_sizes_that_differ_need_image_size(tmp_path):
+    save(tmp_path / "a.png", Image.new("L", (8, 6)))
+    save(tmp_path / "b.png", Image.new("L", (9, 6)))
+    with pytest.raises(PipelineError, match=r"a\.png is 8x6 pixels, b\.png is 9x6; set data\.image_size"):
+        load("folder", tmp_path)
+    assert load("folder", tmp_path, image_size=4).images.shape == (2, 1, 4, 4)
+
+
+@pytest.mark.slow
+def test_ray_decodes_to_the_same_bytes(tmp_path, monkeypatch, capfd):
+    rng = np.random.default_rng(0)
+    for number in range(600):
+        sides = tuple(int(side) for side in rng.integers(9, 30, 2))
+        pixels = rng.integers(0, 256, (*sides, *([3] if number % 3 else [])), dtype=np.uint8)
+        save(tmp_path / f"{number % 4}" / f"{number}.{'jpg' if number % 2 else 'png'}", Image.fromarray(pixels))
+    (tmp_path / "1" / "bad.png").write_text("text")
+    here = load("folder", tmp_path, image_size=8, on_bad_image="skip")
+    monkeypatch.setattr(image_files, "PARALLEL_FROM", 1)
+    there = load("folder", tmp_path, image_size=8, on_bad_image="skip")
+    assert np.array_equal(here.images, there.images)
+    assert np.array_equal(here.labels, there.labels)
+    assert here.skipped == there.skipped
+    assert len(here.images) == 600
+    printed = capfd.readouterr()
+    assert "xecution" not in printed.out + printed.err
+    source = find_source(parse_config({"data": {"source": "folder", "path": str(tmp_path)}}))
+    for path in (tmp_path / "0").iterdir():
+        path.unlink()
+    with pytest.raises(PipelineError, match=r"0/.*\.png does not exist"):
+        source.load()

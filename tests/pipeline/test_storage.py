@@ -1,0 +1,153 @@
+"""Storage: whole files or none, hashes, and errors that name the file."""
+
+import os
+import stat
+
+import pytest
+from fsspec.implementations.local import LocalFileSystem
+
+from pipeline.config import parse_config
+from pipeline.errors import ConfigError, PipelineError
+from pipeline.stage import run_stage
+from pipeline.storage import Folder, fingerprint, sha256
+
+
+def test_write_read_list_remove(tmp_path):
+    folder = Folder(str(tmp_path / "a [1]*?"))  # a folder's own name is no glob pattern
+    folder.write("deep/x.bin", b"\0\xff")
+    folder.write_json("deep/y.json", {"a": [1, None]})
+    assert folder.read("deep/x.bin") == b"\0\xff"
+    assert folder.read_json("deep/y.json") == {"a": [1, None]}
+    assert folder.files("deep/*") == ["deep/x.bin", "deep/y.json"]
+    assert (folder / "deep").exists("x.bin")
+    folder.remove("deep")
+    folder.remove("deep")
+    assert not folder.exists("deep")
+
+
+def test_urls_and_relative_paths_are_absolute(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert Folder("runs/").url == str(tmp_path / "runs")
+    folder = Folder(f"file://{tmp_path}/runs")
+    folder.write("x", b"1")
+    assert Folder("runs").read("x") == b"1"
+    assert folder.is_local
+
+
+def test_a_failed_write_leaves_neither_file_nor_remains(tmp_path, monkeypatch):
+    folder = Folder(str(tmp_path))
+    folder.write("x", b"old")
+
+    def full(descriptor):
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", full)
+        with pytest.raises(PipelineError, match=r"cannot write .*/x: No space left on device"):
+            folder.write("x", b"new")
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "replace", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            folder.write("x", b"new")
+    assert folder.read("x") == b"old"
+    assert os.listdir(tmp_path) == ["x"]
+
+
+def test_remains_of_a_killed_write_are_not_listed(tmp_path):
+    (tmp_path / ".partial-abc").write_bytes(b"half")
+    folder = Folder(str(tmp_path))
+    folder.write("x", b"")
+    assert folder.files("*") == ["x"]
+
+
+def test_files_follow_the_umask(tmp_path):
+    Folder(str(tmp_path)).write("x", b"")
+    umask = os.umask(0)
+    os.umask(umask)
+    assert stat.S_IMODE((tmp_path / "x").stat().st_mode) == 0o666 & ~umask
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
+def test_read_only_folder(tmp_path):
+    (tmp_path / "x").write_bytes(b"")
+    tmp_path.chmod(0o500)
+    try:
+        with pytest.raises(PipelineError, match=r"cannot write .*/y: Permission denied"):
+            Folder(str(tmp_path)).write("y", b"")
+        with pytest.raises(PipelineError, match=r"cannot remove .*/x: Permission denied"):
+            Folder(str(tmp_path)).remove("x")
+    finally:
+        tmp_path.chmod(0o700)
+
+
+def test_a_storage_that_refuses_is_named(tmp_path, monkeypatch):
+    """What a read-only file system says, also where the tests run as root."""
+    (tmp_path / "file").write_bytes(b"")
+    with pytest.raises(PipelineError, match=r"cannot write .*file/run/config\.yaml: Not a directory"):
+        run_stage(parse_config({"storage": str(tmp_path / "file"), "name": "run"}), "data", {}, lambda *_: ([], {}))
+    folder = Folder(str(tmp_path))
+
+    def refuse(*args, **kwargs):
+        raise PermissionError(13, "Permission denied")
+
+    for method in ("cat_file", "rm"):
+        monkeypatch.setattr(LocalFileSystem, method, refuse)
+    with pytest.raises(PipelineError, match=r"cannot read .*/file: Permission denied"):
+        folder.read("file")
+    with pytest.raises(PipelineError, match=r"cannot remove .*/file: Permission denied"):
+        folder.remove("file")
+
+
+def test_missing_damaged_and_malformed_files_are_named(tmp_path):
+    folder = Folder(str(tmp_path))
+    with pytest.raises(PipelineError, match="/nothing does not exist"):
+        folder.read("nothing")
+    folder.write("x.json", b"{")
+    with pytest.raises(PipelineError, match=r"x\.json is not valid JSON"):
+        folder.read_json("x.json")
+    assert folder.read_verified("x.json", sha256(b"{")) == b"{"
+    with pytest.raises(PipelineError, match=r"x\.json is damaged"):
+        folder.read_verified("x.json", sha256(b"}"))
+
+
+@pytest.mark.parametrize("url", ["memory://runs", "simplecache::memory://runs"])
+def test_memory_is_refused(url):
+    with pytest.raises(ConfigError, match="memory:// lives in one process"):
+        Folder(url)
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "s3://key:hunter2@bucket/runs",
+        "s3://bucket/runs?secret_key=hunter2",
+        "s3://bucket/runs?a=1&aws_access_key_id=hunter2",
+        "abfs://c/runs?sig=hunter2",
+    ],
+)
+def test_credentials_in_a_url_are_refused_and_not_repeated(url):
+    with pytest.raises(ConfigError, match="credentials in a URL") as error:
+        Folder(url)
+    assert "hunter2" not in str(error.value)
+
+
+def test_at_signs_and_words_in_paths_are_no_credentials():
+    assert Folder("s3://bucket/me@home/token").url == "s3://bucket/me@home/token"
+    assert Folder("https://host/x?design=1").url.endswith("design=1")
+
+
+def test_unknown_protocol_is_a_config_error():
+    with pytest.raises(ConfigError, match="nosuch"):
+        Folder("nosuch://x").exists("y")
+
+
+def test_local_copy_of_a_local_folder_is_itself(tmp_path):
+    with Folder(str(tmp_path)).local_copy() as path:
+        assert path == tmp_path
+
+
+def test_fingerprint_sees_values_not_order():
+    assert fingerprint({"a": 1, "b": [2]}) == fingerprint({"b": [2], "a": 1})
+    assert fingerprint([1, 2]) != fingerprint([2, 1])
+    with pytest.raises(ValueError, match="JSON"):
+        fingerprint(float("nan"))
