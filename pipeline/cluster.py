@@ -8,7 +8,7 @@ from typing import Any
 
 from pipeline.schema import Config
 
-__all__ = ["connect", "has_gpus", "parallel_map"]
+__all__ = ["connect", "has_gpus", "parallel_map", "run_on_accelerator", "use_cuda"]
 
 # Read by Ray when it is imported or started, so set on import of this module and inherited by its processes.
 _ENVIRONMENT = {
@@ -91,7 +91,7 @@ def parallel_map(
     """
     import ray
 
-    task = ray.remote(**(resources or {"num_cpus": 1}))(function)
+    task: Any = ray.remote(function).options(**(resources or {"num_cpus": 1}))
     pending: list[Any] = []
     waiting = iter(items)
     for item in waiting:
@@ -100,3 +100,13 @@ def parallel_map(
             yield ray.get(pending.pop(0))
     while pending:
         yield ray.get(pending.pop(0))
+
+
+def run_on_accelerator(config: Config, function: Callable[[Any], Any], argument: Any) -> Any:
+    """`function(argument)`, on a GPU of the cluster when there is a cluster with GPUs, else in this process."""
+    if config.ray.address is None and not in_job():
+        return function(argument)
+    with connect(config):
+        if not has_gpus():
+            return function(argument)
+        return next(parallel_map(function, [argument], 1, {"num_cpus": 1, "num_gpus": 1}))

@@ -10,8 +10,8 @@ from torch import Tensor
 from ldcvae.diagnostics import variance_ratio
 from ldcvae.energy import GaussianMixture, KernelMixture
 from ldcvae.kernels import nearest_neighbour_distance
-from ldcvae.latents import Encodings
 from ldcvae.latent_metrics import mmd2, sliced_wasserstein
+from ldcvae.latents import Encodings
 from ldcvae.model import LDCVAE
 from ldcvae.objective import sampler_direction
 from ldcvae.svgd import amortised_loss

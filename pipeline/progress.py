@@ -100,7 +100,7 @@ def board(title: str) -> Iterator[Any]:
     """A Ray actor handle whose `write.remote(record)` shows a record in this process's terminal."""
     import ray
 
-    actor = ray.remote(num_cpus=0)(_Board).remote()
+    actor: Any = ray.remote(num_cpus=0)(_Board).remote()
     stop, display = threading.Event(), Display(title)
 
     def watch() -> None:

@@ -1,0 +1,26 @@
+"""All stages in order: prepare, train, sample, evaluate, report. A stage whose inputs are unchanged is skipped."""
+
+from pipeline import evaluate, prepare, report, sample, train
+from pipeline.cli import main
+from pipeline.schema import Config
+from pipeline.stage import Manifest
+
+__all__ = ["run"]
+
+
+def run(config: Config, force: bool = False) -> dict[str, Manifest]:
+    """Run what is not done yet.
+
+    Args:
+        config: the run's configuration.
+        force: run every stage again, training from scratch.
+
+    Returns:
+        The stages' manifests by module name.
+    """
+    stages = {"prepare": prepare, "train": train, "sample": sample, "evaluate": evaluate, "report": report}
+    return {name: stage.run(config, force) for name, stage in stages.items()}
+
+
+if __name__ == "__main__":
+    main("run", __doc__, run)
