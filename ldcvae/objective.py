@@ -122,7 +122,7 @@ def svgd_step(
     score = -pairs * leaf.grad - (1.0 - consistency) * particles
     if consistency and latent_score is not None:
         score += consistency * latent_score(particles.flatten(0, 1)).view_as(particles)
-    direction = particle_direction(particles, score)
+    direction = particle_direction(particles, score, posterior.log_variance.detach().exp())
     latents.backward(gradient=-direction / pairs)
     with torch.no_grad():
         kl = gaussian_kl(Posterior(posterior.mean.detach(), posterior.log_variance.detach())).mean()

@@ -97,29 +97,34 @@ def stein_direction(
         raise ValueError("self_term=False needs at least 2 particles")
     queries = particles[rows]
     squares = squared_distances(queries, particles)
-    own = _own(n, rows, particles.device)
+    own, zero = _own(n, rows, particles.device), particles.new_zeros(())
     direction = torch.zeros_like(queries)
     for bandwidth in bandwidths:
         value, slope = kernel.value(squares, bandwidth), kernel.slope(squares, bandwidth)
         if not self_term:
-            value = value.index_put(own, value.new_zeros(()))
+            value = value.index_put(own, zero)
         count = n if self_term else n - 1
-        # The self term of the gradient is slope · (zⱼ - zⱼ) = 0 whether or not it is left in.
+        # slope · (zⱼ - zⱼ) is zero, but a cusped kernel's slope is huge there and rounding would not cancel.
+        slope = slope.index_put(own, zero)
         phi = value @ score + slope @ particles - slope.sum(1, keepdim=True) * queries
         mass = value.sum() / len(queries) if normalise else count
         direction += phi / mass
     return direction / len(bandwidths)
 
 
-def particle_direction(particles: Tensor, score: Tensor) -> Tensor:
+def particle_direction(particles: Tensor, score: Tensor, variance: Tensor) -> Tensor:
     """SVGD direction inside many small groups at once: the M posterior particles of each image.
 
-    RBF kernel with `h² = ` mean squared pairwise distance of the group, the self term left out, divided by the
-    group's mean kernel value. With the self term in, an amortised encoder collapses to a point.
+    RBF kernel, the self term left out, divided by the expected kernel value. The bandwidth is the expected squared
+    distance of two draws, `h² = 2 Σ_k σ_k²`, from the encoder's own variance and not from the few particles: a
+    bandwidth or a mass measured on the same M draws is correlated with them, and an encoder trained on that ends
+    up with a third too much variance at M = 4. With both fixed the estimate is unbiased for any M. With the self
+    term in, the encoder collapses to a point.
 
     Args:
-        particles: (B, M, d), M >= 2.
+        particles: (B, M, d) draws of diagonal Gaussians, M >= 2.
         score: (B, M, d) score of each image's Gibbs posterior at its particles.
+        variance: (B, d) variances of those Gaussians.
 
     Returns:
         (B, M, d) direction.
@@ -129,21 +134,21 @@ def particle_direction(particles: Tensor, score: Tensor) -> Tensor:
 
     Example:
         >>> z = torch.randn(5, 4, 2)
-        >>> particle_direction(z, -z).shape
+        >>> particle_direction(z, -z, torch.ones(5, 2)).shape
         torch.Size([5, 4, 2])
     """
     m = particles.shape[-2]
     if m < 2:
         raise ValueError(f"SVGD among the particles of one image needs M >= 2, got {m}: use the ELBO for M = 1")
+    square = 2.0 * variance.sum(1)[:, None, None]
+    # z - z' ~ N(0, 2σ²), so E exp(-|z - z'|²/2h²) is a product over dimensions.
+    mass = (1.0 + 2.0 * variance / square[:, 0]).rsqrt().prod(1)[:, None, None] * (m - 1)
     # M is a handful, so the (B, M, M) distances are small, and differences are exact where matmul form is not.
     squares = torch.cdist(particles, particles, compute_mode="donot_use_mm_for_euclid_dist").square()
-    bandwidth = (squares.sum((-1, -2), keepdim=True) / (m * (m - 1))).clamp(min=1e-12)
-    value = torch.exp(squares / (-2.0 * bandwidth))
+    value = torch.exp(squares / (-2.0 * square))
     value = value - torch.diag_embed(torch.diagonal(value, dim1=-2, dim2=-1))
-    mass = value.sum((-1, -2), keepdim=True) / m  # (m - 1) × mean kernel value over pairs
-    slope = value / -bandwidth
-    phi = value @ score + slope @ particles - slope.sum(-1, keepdim=True) * particles
-    return phi / mass
+    repulsion = value.sum(-1, keepdim=True) * particles - value @ particles
+    return (value @ score + repulsion / square) / mass
 
 
 def _mean_shift(squares: Tensor, bandwidth: float | Tensor, points: Tensor) -> Tensor:

@@ -1,0 +1,148 @@
+import json
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from ldcvae import LDCVAE, Encodings, LDCVAEConfig
+from ldcvae.networks import build_decoder, build_encoder, choose_network
+
+NETWORKS = [
+    ("mlp", (1, 8, 8)),
+    ("mlp", (3, 8, 8)),
+    ("conv", (1, 28, 28)),
+    ("conv", (3, 32, 32)),
+    ("resnet", (1, 28, 28)),
+    ("resnet", (3, 32, 32)),
+    ("resnet", (3, 64, 64)),
+]
+
+
+def generator(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+def small(**changes):
+    torch.manual_seed(0)
+    return LDCVAE(
+        LDCVAEConfig(**{"image_shape": (1, 8, 8), "latent_dim": 3, "width": 16, "sampler_width": 16} | changes)
+    )
+
+
+@pytest.mark.parametrize(("name", "shape"), NETWORKS)
+def test_networks_have_the_right_shapes_and_every_parameter_gets_a_gradient(name, shape):
+    encoder, decoder = (build(name, shape, 5, width=8, depth=1) for build in (build_encoder, build_decoder))
+    x = torch.rand(2, *shape)
+    output = encoder(x)
+    assert output.shape == (2, 10)
+    logits = decoder(output[:, :5])
+    assert logits.shape == x.shape
+    # A residual block starts as the identity: its first layers get a gradient once its last one has moved.
+    optimizer = torch.optim.SGD([*encoder.parameters(), *decoder.parameters()], lr=0.01)
+    for _ in range(2):
+        optimizer.zero_grad()
+        (decoder(encoder(x)[:, :5]) - x).square().sum().backward()
+        optimizer.step()
+    missing = [n for n, p in encoder.named_parameters() if p.grad is None or not p.grad[:10].abs().sum() > 0]
+    missing += [n for n, p in decoder.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0]
+    assert not missing
+
+
+@pytest.mark.parametrize(("name", "shape"), NETWORKS)
+def test_width_and_depth_change_the_size(name, shape):
+    def size(width, depth):
+        return sum(p.numel() for p in build_encoder(name, shape, 4, width, depth).parameters())
+
+    assert size(8, 1) < size(16, 1)
+    assert size(8, 1) < size(8, 2)
+
+
+def test_auto_network_and_its_errors():
+    assert [choose_network("auto", (1, s, s)) for s in (8, 28, 32, 64)] == ["mlp", "conv", "conv", "resnet"]
+    with pytest.raises(ValueError, match="mlp, conv, resnet"):
+        choose_network("unet", (1, 8, 8))
+    with pytest.raises(ValueError, match="divisible by 4, got 30x30"):
+        choose_network("conv", (1, 30, 30))
+
+
+@pytest.mark.parametrize("components", [0, 4])
+def test_save_and_load_give_the_same_images(tmp_path, components):
+    model = small(base_components=components)
+    model.set_whitening(Encodings(torch.randn(50, 3) * 2 + 1, torch.zeros(50, 3)).whitening())
+    model.save_pretrained(tmp_path)
+    assert {p.name for p in tmp_path.iterdir()} >= {"model.safetensors", "config.json"}
+    assert json.loads((tmp_path / "config.json").read_text())["image_shape"] == [1, 8, 8]
+    loaded = LDCVAE.from_pretrained(tmp_path)
+    assert loaded.config == model.config
+    assert not loaded.training
+    assert torch.equal(loaded.sample(6, generator()), model.sample(6, generator()))
+
+
+def test_a_folder_without_a_model_is_an_error_not_a_download(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"model\.safetensors"):
+        LDCVAE.from_pretrained(tmp_path)
+    with pytest.raises(FileNotFoundError):
+        LDCVAE.from_pretrained("somebody/some-model")
+
+
+def test_an_untrained_sampler_draws_the_gaussian_fit():
+    model = small()
+    encodings = Encodings(torch.randn(500, 3, generator=generator()) @ torch.randn(3, 3) + 2, torch.zeros(500, 3))
+    model.set_whitening(encodings.whitening())
+    with torch.no_grad():
+        z = model.sample_latents(50_000, generator())
+    torch.testing.assert_close(z.mean(0), encodings.mean.mean(0), atol=0.1, rtol=0)
+    torch.testing.assert_close(torch.cov(z.T), encodings.covariance(), atol=0.0, rtol=0.1)
+
+
+def test_base_mixture_has_the_mixtures_moments():
+    model = small(base_components=2)
+    weights, means = torch.tensor([0.25, 0.75]), torch.tensor([[4.0, 0, 0], [0, -4.0, 0]])
+    covariances = torch.stack([torch.eye(3), torch.diag(torch.tensor([0.1, 1.0, 2.0]))])
+    model.set_base(weights, means, covariances)
+    u = model.draw_base(100_000, generator())
+    mean = weights @ means
+    second = (weights[:, None, None] * (covariances + means[:, :, None] * means[:, None])).sum(0)
+    torch.testing.assert_close(u.mean(0), mean, atol=0.05, rtol=0)
+    torch.testing.assert_close(torch.cov(u.T), second - torch.outer(mean, mean), atol=0.1, rtol=0)
+
+
+def test_whitening_makes_the_aggregate_posterior_white_and_comes_back():
+    mean = torch.randn(2000, 4, generator=generator()) @ torch.randn(4, 4, generator=generator(1)) + 3
+    encodings = Encodings(mean, torch.full((2000, 4), -1.0))
+    whitening = encodings.whitening()
+    draws = encodings.draw(200_000, generator(2))
+    white = whitening.whiten(draws)
+    torch.testing.assert_close(torch.cov(white.T), torch.eye(4), atol=0.03, rtol=0)
+    torch.testing.assert_close(whitening.unwhiten(white), draws, atol=1e-3, rtol=0)
+
+
+def test_posterior_noise_share_scales_the_draws():
+    encodings = Encodings(torch.zeros(10, 2), torch.zeros(10, 2))
+    assert encodings.draw(100, generator(), noise=0.0).abs().max() == 0
+    assert float(encodings.draw(50_000, generator(), noise=0.5).std()) == pytest.approx(0.5, rel=0.02)
+
+
+def test_log_density_terms_add_up():
+    model, x = small(inverse_temperature=3.0), torch.rand(4, 1, 8, 8)
+    terms = model.log_density(x, generator())
+    torch.testing.assert_close(terms.elbo, -3.0 * terms.reconstruction - terms.kl)
+    exact = model.log_density(x)
+    errors = (model.reconstruct(x) - x).square().sum((1, 2, 3))
+    torch.testing.assert_close(exact.reconstruction, errors)
+
+
+def test_unknown_likelihood_names_the_choices():
+    with pytest.raises(ValueError, match="gaussian or bernoulli"):
+        LDCVAEConfig((1, 8, 8), likelihood="poisson")
+
+
+def test_the_method_imports_neither_ray_nor_the_pipeline():
+    code = (
+        "import sys, pkgutil, importlib, ldcvae\n"
+        "[importlib.import_module('ldcvae.' + m.name) for m in pkgutil.iter_modules(ldcvae.__path__)]\n"
+        "print([m for m in ('ray', 'fsspec', 'pydantic', 'pipeline') if m in sys.modules])"
+    )
+    output = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert output.strip() == "[]"
