@@ -19,7 +19,7 @@ from pipeline.errors import PipelineError
 from pipeline.stage import Manifest, read_manifest
 from pipeline.storage import Folder
 
-__all__ = ["SPLITS", "Images", "encode_shard", "load_split", "read_dataset_manifest", "write_split"]
+__all__ = ["SPLITS", "Images", "decode_shard", "encode_shard", "load_split", "read_dataset_manifest", "write_split"]
 
 SPLITS = ("train", "validation", "test")
 
@@ -97,7 +97,8 @@ def _shards(manifest: Manifest, split: str) -> list[str]:
     return [name for name in sorted(manifest.outputs) if name.startswith(f"data/{split}-")]
 
 
-def _decode(content: bytes, shape: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
+def decode_shard(content: bytes, shape: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
+    """What `encode_shard` wrote: (n, C, H, W) uint8 images of the given (C, H, W) shape, and labels, -1 for none."""
     table = pq.read_table(io.BytesIO(content), columns=["image", "label"]).combine_chunks()
     column = table["image"].combine_chunks()
     size = int(np.prod(shape))
@@ -113,7 +114,7 @@ def iterate_shards(run: Folder, manifest: Manifest, split: str) -> Iterator[tupl
         PipelineError: naming a shard that is missing or whose hash does not match.
     """
     for name in _shards(manifest, split):
-        yield _decode(run.read_verified(name, manifest.outputs[name]["sha256"]), manifest.info["shape"])
+        yield decode_shard(run.read_verified(name, manifest.outputs[name]["sha256"]), manifest.info["shape"])
 
 
 def load_split(run: Folder, split: str) -> Images:

@@ -91,7 +91,7 @@ def _evaluate(job: dict[str, Any]) -> dict[str, Any]:
     generators: dict[str, Any] = {}
     bar = tqdm(total=settings.draws * len(settings.generators), desc="evaluate", disable=None, unit="draw")
     for name, draw in build_generators(model, encodings, settings, noise("fits")).items():
-        timed_draw(draw, min(n, 100), noise("warm-up"))  # the first call of a net pays for its set-up
+        timed_draw(draw, min(n, 200), noise("warm-up"))  # the first call of a net pays for its set-up
         draws = []
         for number, reference in enumerate(references):
             latents, rate = timed_draw(draw, n, noise(name, number))

@@ -20,6 +20,7 @@ Draw = Callable[[int, torch.Generator], Tensor]
 # Fitting a mixture to more draws than this changes nothing; walking a chain over more kernels takes only longer.
 _FIT_DRAWS = 50_000
 _LANGEVIN_KERNELS = 4096
+_LEAST_SECONDS = 0.1
 
 
 def build_generators(
@@ -80,12 +81,17 @@ def build_generators(
 
 @torch.no_grad()
 def timed_draw(draw: Draw, n: int, generator: torch.Generator) -> tuple[Tensor, float]:
-    """(n, d) latents and latents per second."""
-    cuda = generator.device.type == "cuda"
-    if cuda:
-        torch.cuda.synchronize()
-    started = time.perf_counter()
+    """(n, d) latents and latents per second; a fast draw is repeated until it can be timed."""
+
+    def seconds() -> float:
+        if generator.device.type == "cuda":
+            torch.cuda.synchronize()
+        return time.perf_counter()
+
+    started = seconds()
     latents = draw(n, generator)
-    if cuda:
-        torch.cuda.synchronize()
-    return latents, n / (time.perf_counter() - started)
+    elapsed, count = seconds() - started, n
+    while elapsed < _LEAST_SECONDS:
+        draw(n, generator)
+        elapsed, count = seconds() - started, count + n
+    return latents, count / elapsed

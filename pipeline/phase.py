@@ -5,13 +5,13 @@ for it between two reads of the losses, and draw all randomness from generators 
 resumed run and a run on more ranks follow the same path.
 """
 
+import copy
 import math
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from pipeline.monitor import LossMonitor
 
@@ -46,7 +46,8 @@ class Phase:
         self.history: list[dict[str, Any]] = []
         self.optimizer = torch.optim.AdamW(network.parameters(), lr=rate, weight_decay=decay, fused=fused)
         self.schedule = torch.optim.lr_scheduler.LambdaLR(self.optimizer, self._cosine)
-        self.average = AveragedModel(network, multi_avg_fn=get_ema_multi_avg_fn(ema)) if ema else None
+        self.ema = ema
+        self.average = copy.deepcopy(network).requires_grad_(False) if ema else None
         self.monitor = LossMonitor()
 
     def _cosine(self, step: int) -> float:
@@ -56,14 +57,16 @@ class Phase:
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         self.schedule.step()
-        if self.average is not None:
-            self.average.update_parameters(self.network)
         self.step += 1
+        if self.average is not None:
+            # Warm-up: a short run must not keep a share of its initial weights.
+            decay = min(self.ema, (1.0 + self.step) / (10.0 + self.step))
+            torch._foreach_lerp_(list(self.average.parameters()), list(self.network.parameters()), 1.0 - decay)
 
     @property
     def averaged(self) -> nn.Module:
         """The network to judge and to keep: averaged weights where there are any."""
-        return self.average.module if self.average is not None else self.network
+        return self.average if self.average is not None else self.network
 
     def adopt_average(self) -> None:
         """Put the averaged weights into the model, at the phase's end."""

@@ -5,7 +5,6 @@ loaded from elsewhere) and its pictures as `report/*.png`.
 """
 
 import base64
-import io
 import math
 import os
 import platform
@@ -17,7 +16,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import pyarrow.parquet as pq
 import torch
 from jinja2 import Environment, StrictUndefined
 from sklearn.decomposition import PCA
@@ -26,7 +24,7 @@ from torch import Tensor
 from ldcvae import LDCVAE, Posterior
 from pipeline.cli import main
 from pipeline.config import Config, dump_yaml
-from pipeline.dataset import load_split
+from pipeline.dataset import decode_shard, load_split
 from pipeline.history import read_history
 from pipeline.plots import Picture, dots, image_grid, plane, training_curves
 from pipeline.stage import Manifest, read_manifest, run_folder, run_stage, say
@@ -175,9 +173,8 @@ def _generated(folder: Folder, manifest: Manifest, shape: Sequence[int], count: 
     images = np.empty((0, *shape), np.uint8)
     for name in (name for name in sorted(manifest.outputs) if name.endswith(".parquet")):
         if len(images) < count:
-            shard = io.BytesIO(folder.read_verified(name, manifest.outputs[name]["sha256"]))
-            flat = b"".join(pq.read_table(shard, columns=["image"])["image"].to_pylist())
-            images = np.concatenate([images, np.frombuffer(flat, np.uint8).reshape(-1, *shape)])
+            content = folder.read_verified(name, manifest.outputs[name]["sha256"])
+            images = np.concatenate([images, decode_shard(content, shape)[0]])
     return images[:count] / 255
 
 

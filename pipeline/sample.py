@@ -12,12 +12,12 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
-from torchvision.utils import make_grid
 
 from ldcvae.model import LDCVAE
 from pipeline.cli import main
 from pipeline.cluster import connect, parallel_map
 from pipeline.dataset import encode_shard
+from pipeline.plots import image_grid
 from pipeline.schema import Config
 from pipeline.stage import Manifest, read_manifest, run_folder, run_stage
 from pipeline.storage import Folder
@@ -103,8 +103,7 @@ def run(config: Config, force: bool = False) -> Manifest:
                 written = list(parallel_map(_write_batch, jobs, settings.num_workers))
         count = min(settings.grid**2, settings.batch_size, settings.num_images)
         pixels = sample_batch(_model(folder.url, digest), config.seed, 0, jobs[0]["size"])[:count]
-        grid = make_grid(pixels, nrow=settings.grid, padding=1)
-        folder.write("samples/grid.png", encode_png(grid[:1] if pixels.shape[1] == 1 else grid))
+        folder.write("samples/grid.png", image_grid(pixels.numpy() / 255.0, settings.grid))
         names = [name for part in written for name in part]
         mean = float(np.mean(pixels.numpy()))
         return ["samples/grid.png", *names], {"num_images": settings.num_images, "pixel_mean": mean}

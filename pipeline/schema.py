@@ -98,7 +98,7 @@ class TrainConfig(_Section):
     consistency_floor: Positive = Field(
         0.5, description="least standard deviation of a kernel of that energy, in latent units"
     )
-    epochs: Count = Field(60, description="passes over the training images")
+    epochs: Count = Field(300, description="passes over the training images")
     batch_size: Count = Field(64, description="images per step, over all workers")
     learning_rate: Positive = Field(1e-3, description="Adam's peak rate, cosine to zero")
     weight_decay: Annotated[float, Field(ge=0)] = Field(0.0, description="decoupled weight decay")
@@ -109,7 +109,7 @@ class TrainConfig(_Section):
     channels_last: Auto = Field("auto", description="NHWC memory; auto: on for convolutional networks")
     fused: Auto = Field("auto", description="fused Adam; auto: on")
     compile: Auto = Field("auto", description="torch.compile; auto: on GPUs")
-    checkpoint_epochs: Count = Field(10, description="epochs between checkpoints of phase 1")
+    checkpoint_epochs: Count = Field(25, description="epochs between checkpoints of phase 1")
     keep_checkpoints: Count = Field(2, description="how many of the newest checkpoints stay on storage")
     max_failures: Annotated[int, Field(ge=0)] = Field(3, description="lost workers before the run gives up")
 
@@ -151,7 +151,7 @@ class SamplerConfig(_Section):
     base_components: Count = Field(10, description="components of base gmm")
     width: Count = Field(256, description="hidden units of the residual MLP")
     depth: Count = Field(3, description="residual blocks")
-    steps: Count = Field(3000, description="updates")
+    steps: Count = Field(2000, description="updates")
     learning_rate: Positive = Field(1e-3, description="Adam's peak rate, cosine to zero")
     ema: Annotated[float, Field(ge=0, lt=1)] = Field(0.995, description="decay of the averaged weights; 0: none")
     checkpoint_steps: Count = Field(500, description="steps between checkpoints and validations of phase 2")

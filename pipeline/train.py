@@ -127,7 +127,7 @@ def run(config: Config, force: bool = False) -> Manifest:
             raise PipelineError(outcome["failure"])
         history = read_history(folder)
         last = {record["phase"]: record for record in history}
-        return [*MODEL_FILES, *HISTORY_FILES], {"figures": last, "num_workers": config.train.num_workers}
+        return [*MODEL_FILES, *HISTORY_FILES], {"figures": last, "num_workers": config.train.num_workers} | outcome
 
     depends_on = {
         "data": data.digest,

@@ -1,5 +1,6 @@
 """What one training process does: resume, phase 1, phase 2, write the model. Runs inside Ray Train."""
 
+import platform
 import tempfile
 from typing import Any
 
@@ -106,7 +107,7 @@ def train_worker(job: dict[str, Any]) -> dict[str, Any]:
         job: `config` (dict), `run` (URL of the run's folder), `threads` (CPU threads), `board` (progress actor).
 
     Returns:
-        `{}` when the model is written, or `{"failure": message}` when the loss became non-finite: returned, not
+        `{"device": name}` when the model is written, or `{"failure": message}` when the loss became non-finite: not
         raised, because trying again from the same state would end the same way.
     """
     torch.set_num_threads(job["threads"])
@@ -147,7 +148,7 @@ def train_worker(job: dict[str, Any]) -> dict[str, Any]:
     if world.rank == 0:
         write_history(run, reporter.earlier + second.history)
         write_model(run, model)
-    return {}
+    return {"device": torch.cuda.get_device_name() if world.device.type == "cuda" else platform.processor() or "cpu"}
 
 
 def _explain(error: NonFiniteLossError, first: AutoencoderPhase | None, config: Config) -> str:

@@ -1,0 +1,39 @@
+# make demo · make test · make lint · make bench · make clean; each sets up .venv when it is missing.
+PYTHON ?= python3
+BIN := .venv/bin
+# One thread per process unless told otherwise: small matrices, few cores.
+export OMP_NUM_THREADS ?= 1
+
+.PHONY: demo test lint bench clean lock
+
+.venv/installed: pyproject.toml requirements.lock
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "error: Python 3.11 or later is needed; set PYTHON=python3.11"; exit 1; }
+	@echo "setting up .venv (once, a few minutes)"
+	@test -d .venv || $(PYTHON) -m venv .venv
+	@$(BIN)/pip install --quiet --disable-pip-version-check --constraint requirements.lock --editable '.[test]'
+	@touch $@
+
+demo: .venv/installed
+	@$(BIN)/python -m pipeline.run --config configs/digits.yaml
+
+test: .venv/installed lint
+	@$(BIN)/python -m pytest
+
+lint: .venv/installed
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+
+bench: .venv/installed
+	@for script in benchmarks/*.py; do echo "== $$script"; $(BIN)/python $$script || exit 1; done
+
+clean:
+	rm -rf .venv runs build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache
+
+# Renew the lock file from the newest versions that pyproject.toml allows.
+lock:
+	rm -rf .venv-lock && $(PYTHON) -m venv .venv-lock
+	.venv-lock/bin/pip install --quiet '.[test,inception,track,aws]'
+	{ echo "# Exact versions, as pip constraints: pip install -c requirements.lock . Renew with make lock."; \
+	  .venv-lock/bin/pip freeze --exclude ldcvae; } > requirements.lock
+	rm -rf .venv-lock
