@@ -95,9 +95,11 @@ def stein_direction(
     n = particles.shape[0]
     if not self_term and n < 2:
         raise ValueError("self_term=False needs at least 2 particles")
-    queries = particles[rows]
+    # The kernel mass is a property of the whole set, so normalising needs all pairs on every rank.
+    at = _ALL if normalise else rows
+    queries = particles[at]
     squares = squared_distances(queries, particles)
-    own, zero = _own(n, rows, particles.device), particles.new_zeros(())
+    own, zero = _own(n, at, particles.device), particles.new_zeros(())
     direction = torch.zeros_like(queries)
     for bandwidth in bandwidths:
         value, slope = kernel.value(squares, bandwidth), kernel.slope(squares, bandwidth)
@@ -107,9 +109,8 @@ def stein_direction(
         # slope · (zⱼ - zⱼ) is zero, but a cusped kernel's slope is huge there and rounding would not cancel.
         slope = slope.index_put(own, zero)
         phi = value @ score + slope @ particles - slope.sum(1, keepdim=True) * queries
-        mass = value.sum() / len(queries) if normalise else count
-        direction += phi / mass
-    return direction / len(bandwidths)
+        direction += phi / (value.sum() / n if normalise else count)
+    return (direction[rows] if normalise else direction) / len(bandwidths)
 
 
 def particle_direction(particles: Tensor, score: Tensor, variance: Tensor) -> Tensor:

@@ -53,6 +53,7 @@ def test_stein_direction_is_the_double_loop(name, self_term):
     "direction",
     [
         lambda z, y, rows: stein_direction(z, -z, [0.5, 1.0], self_term=False, rows=rows),
+        lambda z, y, rows: stein_direction(z, -z, [0.5, 1.0], self_term=False, normalise=True, rows=rows),
         lambda z, y, rows: score_difference(z, y, [0.5, 1.0], rows=rows),
         lambda z, y, rows: score_difference(z, y, [0.5, 1.0], smooth=True, rows=rows),
         lambda z, y, rows: drift(z, y, [0.5, 1.0], rows=rows),

@@ -1,0 +1,349 @@
+"""Both phases without Ray: resuming, several ranks, averaged weights, every key that steers them."""
+
+import dataclasses
+import os
+import socket
+import subprocess
+import sys
+
+import pytest
+import torch
+import torch.distributed as dist
+from torch.nn.parallel import DistributedDataParallel
+
+from ldcvae.latents import Encodings
+from pipeline.checkpoint import load_state, save_state
+from pipeline.config import load_config
+from pipeline.errors import PipelineError
+from pipeline.monitor import LossMonitor, NonFiniteLossError
+from pipeline.phase import Cast
+from pipeline.phase_autoencoder import AutoencoderPhase
+from pipeline.phase_sampler import SamplerPhase, encode_split
+from pipeline.weights import build_model
+from pipeline.worker import resolve_auto
+from pipeline.world import World, keyed_generator
+
+SMALL = [
+    "model.width=16",
+    "model.depth=1",
+    "model.latent_dim=4",
+    "sampler.width=16",
+    "sampler.depth=1",
+    "sampler.particles=32",
+    "sampler.steps=20",
+    "train.epochs=4",
+    "train.batch_size=16",
+    "train.bf16=false",
+    "train.channels_last=false",
+    "train.compile=false",
+]
+
+
+def pixels(n: int = 64, seed: int = 0) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randint(0, 256, (n, 1, 8, 8), generator=generator, dtype=torch.uint8)
+
+
+def first_phase(*overrides: str, world: World | None = None, images: torch.Tensor | None = None) -> AutoencoderPhase:
+    config = load_config(None, SMALL + list(overrides))
+    torch.manual_seed(config.seed)
+    model = build_model(config, (1, 8, 8))
+    settings = resolve_auto(config.train, torch.device("cpu"), "mlp")
+    images = pixels() if images is None else images
+    return AutoencoderPhase(model, images, pixels(16, seed=1), settings, world or World(), config.seed)
+
+
+def second_phase(*overrides: str, world: World | None = None) -> SamplerPhase:
+    config = load_config(None, SMALL + list(overrides))
+    torch.manual_seed(config.seed)
+    model = build_model(config, (1, 8, 8))
+    generator = torch.Generator().manual_seed(2)
+    encodings, held_out = (
+        Encodings(torch.randn(n, 4, generator=generator).exp(), torch.full((n, 4), -2.0)) for n in (200, 50)
+    )
+    return SamplerPhase(model, encodings, held_out, config.sampler, world or World(), config.seed)
+
+
+def weights(phase) -> torch.Tensor:
+    return torch.cat([p.detach().flatten() for p in phase.network.parameters()])
+
+
+@pytest.mark.parametrize("objective", ["svgd", "elbo"])
+def test_a_resumed_autoencoder_follows_the_same_path(tmp_path, objective):
+    straight = first_phase(f"train.objective={objective}")
+    list(straight.epochs())
+    killed = first_phase(f"train.objective={objective}")
+    for epoch in killed.epochs():
+        if epoch == 2:
+            save_state({"model": killed.model.state_dict(), "phase": killed.state()}, tmp_path)
+            break
+    resumed = first_phase(f"train.objective={objective}", "seed=0")
+    state = load_state(tmp_path)
+    resumed.model.load_state_dict(state["model"])
+    resumed.load(state["phase"])
+    assert list(resumed.epochs()) == [3, 4]
+    assert torch.equal(weights(resumed), weights(straight))
+    assert all(
+        torch.equal(a, b) for a, b in zip(resumed.averaged.parameters(), straight.averaged.parameters(), strict=True)
+    )
+    timing = {"seconds", "time", "images_per_s"}
+    assert [{k: v for k, v in r.items() if k not in timing} for r in resumed.history] == [
+        {k: v for k, v in r.items() if k not in timing} for r in straight.history
+    ]
+
+
+@pytest.mark.parametrize("base", ["normal", "gmm"])
+def test_a_resumed_sampler_follows_the_same_path(tmp_path, base):
+    overrides = (f"sampler.base={base}", "sampler.base_components=2")
+    straight = second_phase(*overrides)
+    list(straight.blocks(5))
+    killed = second_phase(*overrides)
+    next(killed.blocks(10))
+    save_state({"model": killed.model.state_dict(), "phase": killed.state()}, tmp_path)
+    resumed = second_phase(*overrides)
+    state = load_state(tmp_path)
+    resumed.model.load_state_dict(state["model"])
+    resumed.load(state["phase"])
+    assert list(resumed.blocks(5)) == [15, 20]
+    assert torch.equal(weights(resumed), weights(straight))
+
+
+def test_a_damaged_checkpoint_is_refused(tmp_path):
+    save_state({"x": torch.ones(3)}, tmp_path)
+    content = bytearray((tmp_path / "tensors.safetensors").read_bytes())
+    content[-1] ^= 1
+    (tmp_path / "tensors.safetensors").write_bytes(content)
+    with pytest.raises(PipelineError, match="sha256"):
+        load_state(tmp_path)
+    (tmp_path / "state.json").unlink()
+    with pytest.raises(PipelineError, match="incomplete"):
+        load_state(tmp_path)
+
+
+def test_a_checkpoint_holds_plain_values_only(tmp_path):
+    with pytest.raises(TypeError, match=r"state\.a\.0 is a set"):
+        save_state({"a": [{1, 2}]}, tmp_path)
+
+
+PHASES = {
+    "svgd": lambda world: first_phase("train.objective=svgd", world=world),
+    "elbo": lambda world: first_phase("train.objective=elbo", "train.particles=2", world=world),
+    "score_difference": lambda world: second_phase("sampler.direction=score_difference", world=world),
+    "smooth": lambda world: second_phase("sampler.smooth=true", world=world),
+    "drift": lambda world: second_phase("sampler.direction=drift", world=world),
+    "stein": lambda world: second_phase("sampler.direction=stein", world=world),
+}
+
+
+def one_step(name: str, world: World) -> tuple[torch.Tensor, torch.Tensor]:
+    """Gradient of the first step (averaged over ranks by DDP) and the weights after training a little."""
+    phase = PHASES[name](world)
+    if isinstance(phase, AutoencoderPhase):
+        order = torch.arange(phase.batch)
+        phase._losses(order, keyed_generator("cpu", 0, "noise", 0))
+    else:
+        phase._losses()
+    gradient = torch.cat([p.grad.flatten() for p in phase.network.parameters() if p.grad is not None])
+    phase.optimizer.zero_grad()
+    steps = phase.epochs() if isinstance(phase, AutoencoderPhase) else phase.blocks(10)
+    next(steps)
+    return gradient, weights(phase)
+
+
+def rank_main(rank: int, port: int, output: str) -> None:
+    """What each of two gloo ranks computes; this file, run as a script, is one rank."""
+    torch.set_num_threads(1)
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "GLOO_SOCKET_IFNAME": "lo"}
+    dist.init_process_group("gloo", rank=rank, world_size=2)
+    world = World(rank, 2, torch.device("cpu"), DistributedDataParallel)
+    results: dict = {name: one_step(name, world) for name in PHASES}
+    encodings = encode_split(second_phase(world=world).model, pixels(7), world)
+    results["encodings"] = (encodings.mean, encodings.log_variance)
+    monitor = LossMonitor()
+    monitor.add(0, {"loss": torch.tensor(1.0 if rank == 0 else float("nan"))})
+    try:
+        monitor.read(world)
+    except NonFiniteLossError as error:
+        results["monitor"] = str(error)
+    torch.save(results, output)
+    dist.destroy_process_group()
+
+
+@pytest.fixture(scope="module")
+def two_ranks(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("ranks")
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    command = [sys.executable, __file__, str(port), str(folder)]
+    ranks = [subprocess.Popen([*command, str(rank)]) for rank in range(2)]
+    assert [process.wait(timeout=120) for process in ranks] == [0, 0]
+    return [torch.load(folder / str(rank), weights_only=True) for rank in range(2)]
+
+
+@pytest.mark.parametrize("name", PHASES)
+def test_one_process_and_two_give_equal_gradients_and_weights(two_ranks, name):
+    gradient, after = one_step(name, World())
+    for rank in range(2):
+        other_gradient, other_after = two_ranks[rank][name]
+        torch.testing.assert_close(other_gradient, gradient, rtol=1e-4, atol=1e-6)
+        torch.testing.assert_close(other_after, after, rtol=2e-3, atol=2e-4)
+    assert (two_ranks[0][name][1] == two_ranks[1][name][1]).all()
+
+
+def test_ranks_encode_their_part_and_hold_the_whole(two_ranks):
+    whole = encode_split(second_phase().model, pixels(7), World())
+    for rank in range(2):
+        mean, log_variance = two_ranks[rank]["encodings"]
+        torch.testing.assert_close(mean, whole.mean)
+        torch.testing.assert_close(log_variance, whole.log_variance)
+
+
+def test_all_ranks_stop_when_one_has_a_bad_loss(two_ranks):
+    assert [two_ranks[rank]["monitor"] for rank in range(2)] == ["loss is not finite at step 0"] * 2
+
+
+STEERING = [
+    ("first", "train.inverse_temperature", 40, 20),
+    ("first", "train.particles", 4, 3),
+    ("first", "train.objective", "svgd", "elbo"),
+    ("first", "train.consistency", 0.0, 0.5),
+    ("first", "train.learning_rate", 1e-3, 2e-3),
+    ("first", "train.weight_decay", 0.0, 0.1),
+    ("first", "seed", 0, 1),
+    ("second", "sampler.bandwidths", "[0.2]", "[0.4]"),
+    ("second", "sampler.bandwidth_unit", "neighbour", "absolute"),
+    ("second", "sampler.particles", 32, 16),
+    ("second", "sampler.posterior_noise", 1.0, 0.5),
+    ("second", "sampler.direction", "score_difference", "drift"),
+    ("second", "sampler.direction", "score_difference", "stein"),
+    ("second", "sampler.smooth", "false", "true"),
+    ("second", "sampler.base", "normal", "gmm"),
+    ("second", "sampler.learning_rate", 1e-3, 2e-3),
+]
+STEIN = ["sampler.direction=stein"]
+STEERING_STEIN = [
+    ("sampler.kernel", "rbf", "imq"),
+    ("sampler.kernel", "rbf", "laplace"),
+    ("sampler.self_term", "false", "true"),
+    ("sampler.floor", 0.3, 0.6),
+]
+
+
+@pytest.mark.parametrize(("phase", "key", "one", "other"), STEERING)
+def test_every_key_steers_the_training(phase, key, one, other):
+    results = []
+    for value in (one, other):
+        if phase == "first":
+            run = first_phase(f"{key}={value}")
+            next(run.epochs())
+        else:
+            run = second_phase(f"{key}={value}")
+            next(run.blocks(3))
+        results.append(weights(run))
+    assert not torch.equal(*results)
+
+
+@pytest.mark.parametrize(("key", "one", "other"), STEERING_STEIN)
+def test_every_key_of_stein_steers_the_sampler(key, one, other):
+    results = []
+    for value in (one, other):
+        run = second_phase(*STEIN, f"{key}={value}")
+        next(run.blocks(3))
+        results.append(weights(run))
+    assert not torch.equal(*results)
+
+
+def test_averaged_weights_of_a_short_run_are_close_to_the_last_ones():
+    phase = first_phase("train.epochs=20", "train.ema=0.9999")
+    initial = weights(phase)
+    list(phase.epochs())
+    average = torch.cat([p.flatten() for p in phase.averaged.parameters()])
+    assert (average - weights(phase)).norm() < 0.35 * (initial - weights(phase)).norm()
+    phase.adopt_average()
+    assert torch.equal(average, weights(phase))
+
+
+def test_without_ema_the_last_weights_are_kept():
+    phase = first_phase("train.ema=0")
+    assert phase.averaged is phase.network
+    assert phase.state()["average"] is None
+
+
+def test_a_bad_image_stops_training_with_step_and_term():
+    phase = first_phase("train.inverse_temperature=1e30", "train.learning_rate=1e30", "train.objective=elbo")
+    with pytest.raises(NonFiniteLossError) as caught:
+        list(phase.epochs())
+    assert caught.value.term in ("loss", "reconstruction", "kl")
+    assert len(phase.history) == caught.value.step // phase.steps_per_epoch
+    assert len(phase.batch_indices(caught.value.step)) == phase.batch
+
+
+def test_monitor_names_the_first_step_and_the_most_specific_term():
+    monitor = LossMonitor()
+    nan, one = torch.tensor(float("nan")), torch.tensor(1.0)
+    for step, (kl, reconstruction) in enumerate([(one, one), (one, nan), (nan, nan)]):
+        monitor.add(step, {"loss": kl + reconstruction, "reconstruction": reconstruction, "kl": kl})
+    with pytest.raises(NonFiniteLossError) as caught:
+        monitor.read()
+    assert (caught.value.step, caught.value.term) == (1, "reconstruction")
+
+
+def test_training_learns():
+    shades = torch.arange(0, 256, 4, dtype=torch.uint8).view(-1, 1, 1, 1).expand(-1, 1, 8, 8).contiguous()
+    phase = first_phase("train.epochs=100", "train.learning_rate=1e-2", images=shades)
+    list(phase.epochs())
+    assert phase.history[-1]["reconstruction"] < 0.2 * phase.history[0]["reconstruction"]
+    sampler = second_phase("sampler.steps=300", "sampler.particles=128")
+    before = sampler.validation_figures()["validation_mmd2"]
+    list(sampler.blocks(300))
+    assert sampler.history[-1]["validation_mmd2"] < 0.5 * before
+
+
+def test_auto_settings_follow_the_device():
+    config = load_config(None, []).train
+    cpu = resolve_auto(config, torch.device("cpu"), "conv")
+    assert (cpu.bf16, cpu.channels_last, cpu.fused, cpu.compile) == (False, True, True, False)
+    assert resolve_auto(config, torch.device("cpu"), "mlp").channels_last is False
+    gpu = resolve_auto(config, torch.device("cuda"), "conv")
+    assert (gpu.bf16, gpu.compile) == (torch.cuda.is_bf16_supported(), True)
+    kept = resolve_auto(config.model_copy(update={"fused": False}), torch.device("cuda"), "conv")
+    assert kept.fused is False
+
+
+def test_bf16_computes_in_bfloat16_and_returns_float32():
+    network = torch.nn.Linear(4, 4)
+    x = torch.randn(8, 4)
+    cast = Cast(network, True)(x)
+    assert cast.dtype == torch.float32
+    assert torch.equal(cast, cast.bfloat16().float())
+    assert not torch.equal(cast, network(x))
+    torch.testing.assert_close(cast, network(x), atol=0.05, rtol=0.05)
+
+
+@pytest.mark.parametrize("option", ["bf16", "channels_last", "fused", "compile"])
+def test_options_change_speed_not_results(option):
+    results = []
+    for value in ("false", "true"):
+        # Compiling takes seconds a layer: the mlp has few.
+        network = "mlp" if option == "compile" else "conv"
+        overrides = [f"model.network={network}", "model.width=4", f"train.{option}={value}"]
+        config = load_config(None, SMALL + overrides)
+        torch.manual_seed(0)
+        model = build_model(config, (1, 8, 8))
+        settings = resolve_auto(config.train, torch.device("cpu"), "conv")
+        phase = AutoencoderPhase(model, pixels(), pixels(16, seed=1), settings, World(), 0)
+        next(phase.epochs())
+        results.append(weights(phase))
+    tolerance = 0.02 if option == "bf16" else 2e-4
+    torch.testing.assert_close(results[1], results[0], atol=tolerance, rtol=0.05)
+
+
+def test_rows_need_an_even_split():
+    assert dataclasses.replace(World(), rank=1, size=2).rows(6) == slice(3, 6)
+    with pytest.raises(ValueError, match="7 rows do not divide"):
+        dataclasses.replace(World(), size=2).rows(7)
+
+
+if __name__ == "__main__":
+    rank_main(int(sys.argv[3]), int(sys.argv[1]), f"{sys.argv[2]}/{sys.argv[3]}")
