@@ -1,15 +1,15 @@
 """The command line that all stages share: `python -m pipeline.<stage> [--config F] [--force] [key=value …]`."""
 
 import argparse
+import importlib
 import logging
 import os
 import sys
 import textwrap
 import warnings
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Sequence
 
-from pipeline.config import Config, describe_keys, load_config
+from pipeline.config import describe_keys, load_config
 from pipeline.errors import ConfigError, PipelineError
 
 __all__ = ["main"]
@@ -42,25 +42,22 @@ def _parser(stage: str, doc: str) -> argparse.ArgumentParser:
     return parser
 
 
-def main(
-    stage: str, doc: str | None, run: Callable[[Config, bool], Any], arguments: Sequence[str] | None = None
-) -> None:
+def main(stage: str, arguments: Sequence[str] | None = None) -> None:
     """Parse the command line, run one stage, exit with 0 (done), 1 (failure) or 2 (bad usage or config).
 
     Args:
-        stage: module name under `pipeline`, for the help.
-        doc: the module's docstring, for the help.
-        run: `(config, force)`.
+        stage: module name under `pipeline`, whose docstring is the help and whose `run(config, force)` is called.
+            It is imported by that name: functions of `__main__` could not be found by Ray's workers.
         arguments: command line; None for `sys.argv`.
     """
-    parser = _parser(stage, doc or "")
-    options = parser.parse_intermixed_args(arguments)
+    module = importlib.import_module(f"pipeline.{stage}")
+    options = _parser(stage, module.__doc__ or "").parse_intermixed_args(arguments)
     warnings.filterwarnings("ignore", category=FutureWarning)
     logging.captureWarnings(True)
     logging.getLogger("py.warnings").setLevel(logging.ERROR)
     try:
         config = load_config(options.config, options.overrides)
-        run(config, options.force)
+        module.run(config, options.force)
     except ConfigError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)

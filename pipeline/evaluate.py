@@ -170,4 +170,4 @@ def _tell(metrics: dict[str, Any]) -> None:
 
 
 if __name__ == "__main__":
-    main("evaluate", __doc__, run)
+    main("evaluate")

@@ -119,4 +119,4 @@ def _summary(info: dict[str, Any]) -> str:
 
 
 if __name__ == "__main__":
-    main("prepare", __doc__, run)
+    main("prepare")

@@ -290,4 +290,4 @@ def run(config: Config, force: bool = False) -> Manifest:
 
 
 if __name__ == "__main__":
-    main("report", __doc__, run)
+    main("report")

@@ -23,4 +23,4 @@ def run(config: Config, force: bool = False) -> dict[str, Manifest]:
 
 
 if __name__ == "__main__":
-    main("run", __doc__, run)
+    main("run")

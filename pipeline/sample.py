@@ -113,4 +113,4 @@ def run(config: Config, force: bool = False) -> Manifest:
 
 
 if __name__ == "__main__":
-    main("sample", __doc__, run)
+    main("sample")

@@ -140,4 +140,4 @@ def run(config: Config, force: bool = False) -> Manifest:
 
 
 if __name__ == "__main__":
-    main("train", __doc__, run)
+    main("train")

@@ -1,0 +1,93 @@
+"""Run stages as a user does, and kill their processes as a cluster does."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import psutil
+
+ROOT = Path(__file__).parents[2]
+TINY = [
+    "name=tiny",
+    "train.epochs=6",
+    "train.checkpoint_epochs=2",
+    "model.width=32",
+    "sampler.width=32",
+    "sampler.particles=64",
+    "sampler.steps=60",
+    "sampler.checkpoint_steps=20",
+    "sample.num_images=120",
+    "sample.batch_size=50",
+    "evaluate.num_images=200",
+    "evaluate.draws=2",
+    "evaluate.langevin_steps=24",
+    "evaluate.classifier_epochs=2",
+    "ray.num_cpus=2",
+]
+
+
+def start(stage: str, storage: Path, *overrides: str) -> subprocess.Popen:
+    """`python -m pipeline.<stage>` on the tiny configuration; its own process group."""
+    command = [sys.executable, "-m", f"pipeline.{stage}", *TINY, f"storage={storage}", *overrides]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    return subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment, start_new_session=True
+    )
+
+
+def finish(process: subprocess.Popen, expect: int = 0, timeout: float = 300) -> tuple[str, str]:
+    """Wait for a stage; its output, after checking its exit status."""
+    out, err = process.communicate(timeout=timeout)
+    assert process.returncode == expect, f"exit {process.returncode}\n{out}\n{err}"
+    return out, err
+
+
+def run(stage: str, storage: Path, *overrides: str, expect: int = 0) -> tuple[str, str]:
+    """Run a stage to its end."""
+    return finish(start(stage, storage, *overrides), expect)
+
+
+def wait_for(condition: Callable[[], object], what: str, timeout: float = 120) -> None:
+    """Poll until `condition()` is true."""
+    end = time.monotonic() + timeout
+    while not condition():
+        assert time.monotonic() < end, f"no {what} within {timeout} s"
+        time.sleep(0.05)
+
+
+def descendants(process: subprocess.Popen) -> list[psutil.Process]:
+    """All processes that a stage has started."""
+    try:
+        return psutil.Process(process.pid).children(recursive=True)
+    except psutil.NoSuchProcess:
+        return []
+
+
+def kill_worker(process: subprocess.Popen) -> None:
+    """SIGKILL of one training process."""
+
+    def workers() -> list[psutil.Process]:
+        found = []
+        for child in descendants(process):
+            try:
+                if "RayTrainWorker" in " ".join(child.cmdline()):
+                    found.append(child)
+            except psutil.Error:
+                continue
+        return found
+
+    wait_for(workers, "training worker")
+    workers()[0].send_signal(signal.SIGKILL)
+
+
+def kill_driver(process: subprocess.Popen) -> None:
+    """SIGKILL of the driver; what it started has to go away by itself."""
+    orphans = descendants(process)
+    process.kill()
+    process.communicate()
+    _, alive = psutil.wait_procs(orphans, timeout=60)
+    assert not alive, f"left behind: {[p.name() for p in alive]}"

@@ -1,0 +1,102 @@
+"""Training survives what clusters do to it: killed drivers and workers, bad losses, unfit configurations."""
+
+import json
+
+import pytest
+from processes import finish, kill_driver, kill_worker, run, start, wait_for
+
+TRAIN = ["train.epochs=40", "train.checkpoint_epochs=4", "sampler.steps=400", "sampler.checkpoint_steps=40"]
+
+
+def model_hash(storage):
+    manifest = json.loads((storage / "tiny" / "train" / "manifest.json").read_text())
+    return manifest["outputs"]["model/model.safetensors"]["sha256"]
+
+
+def history(storage):
+    return [json.loads(line) for line in (storage / "tiny" / "train" / "metrics.jsonl").read_text().splitlines()]
+
+
+def check_complete(storage):
+    lines = history(storage)
+    assert [line["epoch"] for line in lines if line["phase"] == "autoencoder"] == list(range(1, 41))
+    assert [line["step"] for line in lines if line["phase"] == "sampler"] == list(range(40, 401, 40))
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory):
+    """A finished run that nobody disturbed, and its prepared data to copy."""
+    storage = tmp_path_factory.mktemp("undisturbed")
+    run("prepare", storage)
+    run("train", storage, *TRAIN)
+    check_complete(storage)
+    return storage
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("phase", ["autoencoder", "sampler"])
+@pytest.mark.parametrize("kill", [kill_driver, kill_worker], ids=["driver", "worker"])
+def test_killed_training_goes_on_from_the_last_checkpoint(tmp_path, prepared, phase, kill):
+    run("prepare", tmp_path)
+    process = start("train", tmp_path, *TRAIN)
+    wait_for(lambda: list((tmp_path / "tiny" / "train").glob(f"ray-*/{phase}_*/state.json")), f"{phase} checkpoint")
+    kill(process)
+    if kill is kill_driver:
+        assert not (tmp_path / "tiny" / "train" / "manifest.json").exists()
+        started = history(tmp_path)
+        run("train", tmp_path, *TRAIN)
+        # Nothing before the last checkpoint was done again: its records are still the first run's.
+        kept = history(tmp_path)
+        same = [a == b for a, b in zip(started, kept, strict=False)]
+        assert sum(same) >= len(started) - (10 if phase == "sampler" else 4)
+        assert same[0]
+    else:
+        finish(process)
+    check_complete(tmp_path)
+    # Everything random is keyed by step, so the killed run ends in the very same weights.
+    assert model_hash(tmp_path) == model_hash(prepared)
+
+
+@pytest.mark.slow
+def test_two_workers_train_and_leave_the_same_kind_of_run(tmp_path, prepared):
+    run("prepare", tmp_path)
+    run("train", tmp_path, *TRAIN, "train.num_workers=2")
+    check_complete(tmp_path)
+    alone, together = history(prepared), history(tmp_path)
+    # Gradients are equal up to rounding, which grows along the path.
+    assert together[0]["reconstruction"] == pytest.approx(alone[0]["reconstruction"], rel=1e-3)
+    assert together[39]["validation_mse"] == pytest.approx(alone[39]["validation_mse"], rel=0.05)
+
+
+@pytest.mark.slow
+def test_a_loss_that_is_not_finite_stops_with_step_term_and_images(tmp_path):
+    run("prepare", tmp_path)
+    _, err = run("train", tmp_path, *TRAIN, "train.learning_rate=1e12", "train.objective=elbo", expect=1)
+    assert "is not finite at step" in err
+    assert "training images" in err
+    assert "train.learning_rate" in err
+    assert "Traceback" not in err
+    assert not (tmp_path / "tiny" / "train" / "manifest.json").exists()
+
+
+@pytest.mark.slow
+def test_config_and_data_that_do_not_fit_are_one_message_before_ray_starts(tmp_path):
+    run("prepare", tmp_path)
+    overrides = ["model.network=resnet", "data.image_size=null", "train.num_workers=3"]
+    _, err = run("train", tmp_path, *overrides, expect=2)
+    assert "train.batch_size: 64 does not divide over train.num_workers=3" in err
+    assert "sampler.particles: 64 does not divide" in err
+
+
+@pytest.mark.slow
+def test_a_damaged_model_is_refused_by_name(tmp_path, prepared):
+    import shutil
+
+    storage = tmp_path / "copy"
+    shutil.copytree(prepared, storage)
+    weights = storage / "tiny" / "model" / "model.safetensors"
+    content = bytearray(weights.read_bytes())
+    content[-1] ^= 1
+    weights.write_bytes(content)
+    _, err = run("sample", storage, *TRAIN, expect=1)
+    assert "model/model.safetensors is damaged" in err

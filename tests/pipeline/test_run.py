@@ -1,0 +1,127 @@
+"""The whole way from images to a report, as a user runs it."""
+
+import json
+
+import pyarrow.parquet as pq
+import pytest
+import torch
+from processes import run
+
+from ldcvae import LDCVAE
+
+FIGURES = {
+    "fd", "kid", "precision", "recall", "density", "coverage", "mmd2", "sliced_wasserstein", "latents_per_s",
+}  # fmt: skip
+GENERATORS = ["prior", "gaussian", "gmm", "langevin", "sampler", "encoder"]
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    storage = tmp_path_factory.mktemp("runs")
+    out, err = run("run", storage)
+    return storage, out, err
+
+
+@pytest.mark.slow
+def test_every_stage_leaves_a_manifest_and_its_outputs(finished):
+    storage, out, _ = finished
+    for stage in ("data", "train", "samples", "evaluation", "report"):
+        manifest = json.loads((storage / "tiny" / stage / "manifest.json").read_text())
+        assert manifest["outputs"]
+        for name, entry in manifest["outputs"].items():
+            assert (storage / "tiny" / name).stat().st_size == entry["bytes"]
+        assert f"{stage}: done" in out
+    assert (storage / "tiny" / "config.yaml").exists()
+    page = (storage / "tiny" / "report" / "index.html").read_text()
+    assert "FD-classifier" in page
+
+
+@pytest.mark.slow
+def test_the_terminal_stays_quiet(finished):
+    _, out, err = finished
+    assert len(out.splitlines()) < 40
+    assert "Traceback" not in out + err
+    assert "Warning" not in err, err
+
+
+@pytest.mark.slow
+def test_metrics_have_the_documented_keys(finished):
+    metrics = json.loads((finished[0] / "tiny" / "evaluation" / "metrics.json").read_text())
+    assert list(metrics["generators"]) == GENERATORS
+    for row in metrics["generators"].values():
+        assert set(row) == FIGURES | {"spread", "values"}
+        assert all(len(row["values"][figure]) == 2 for figure in FIGURES)
+        assert row["fd"] == pytest.approx(sum(row["values"]["fd"]) / 2)
+    assert metrics["extractor"]["figure"] == "FD-classifier"
+    assert 0 < metrics["extractor"]["accuracy"] <= 1
+    assert metrics["floor"]["fd"] < metrics["generators"]["prior"]["fd"]
+    assert metrics["split"] == "test"
+
+
+@pytest.mark.slow
+def test_history_has_every_epoch_and_block_once(finished):
+    lines = [json.loads(line) for line in (finished[0] / "tiny" / "train" / "metrics.jsonl").read_text().splitlines()]
+    assert [line["epoch"] for line in lines if line["phase"] == "autoencoder"] == list(range(1, 7))
+    assert [line["step"] for line in lines if line["phase"] == "sampler"] == [20, 40, 60]
+
+
+@pytest.mark.slow
+def test_tensorboard_shows_the_same_history(finished):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(finished[0] / "tiny" / "train" / "tensorboard"))
+    events.Reload()
+    steps = [event.step for event in events.Scalars("sampler/field_rms")]
+    assert steps == [20, 40, 60]
+
+
+@pytest.mark.slow
+def test_the_weights_load_in_three_lines(finished):
+    model = LDCVAE.from_pretrained(finished[0] / "tiny" / "model")
+    images = model.sample(4, generator=torch.Generator().manual_seed(0))
+    assert images.shape == (4, 1, 8, 8)
+    assert 0 <= float(images.min()) <= float(images.max()) <= 1
+
+
+@pytest.mark.slow
+def test_running_again_does_nothing(finished):
+    out, _ = run("run", finished[0])
+    assert out.count("up to date") == 5
+    assert "done" not in out
+
+
+@pytest.mark.slow
+def test_a_changed_key_runs_only_what_depends_on_it(finished):
+    out, _ = run("run", finished[0], "sample.num_images=130")
+    assert [line.split(":")[0] for line in out.splitlines() if "up to date" in line] == [
+        "data",
+        "train",
+        "evaluation",
+    ]
+    assert "samples: done" in out
+
+
+@pytest.mark.slow
+def test_any_number_of_workers_samples_the_same_images(finished):
+    storage = finished[0]
+
+    def images():
+        files = sorted((storage / "tiny" / "samples").glob("images-*.parquet"))
+        return [row for file in files for row in pq.read_table(file)["image"].to_pylist()]
+
+    run("sample", storage, "sample.png=true")
+    alone = images()
+    assert len(alone) == 120
+    assert len(list((storage / "tiny" / "samples" / "png").glob("*.png"))) == 120
+    run("sample", storage, "--force", "sample.num_workers=2")
+    assert images() == alone
+    run("sample", storage, "seed=1")
+    assert images() != alone
+
+
+@pytest.mark.slow
+def test_a_stage_without_its_inputs_names_the_command(tmp_path):
+    for stage, needed in {"train": "prepare", "sample": "train", "evaluate": "prepare", "report": "prepare"}.items():
+        _, err = run(stage, tmp_path, expect=1)
+        assert f"python -m pipeline.{needed}" in err
+        assert "Traceback" not in err
