@@ -50,7 +50,6 @@ def load_config(path: str | Path | None = None, overrides: Sequence[str] = ()) -
             raise ConfigError(f"override {item!r} is not of the form key=value, e.g. train.epochs=20")
     try:
         tree = OmegaConf.merge(tree, OmegaConf.from_dotlist(list(overrides)))
-        # Interpolations stay unresolved: ${oc.env:…} would write secrets into the run's config.
         content: Any = OmegaConf.to_container(tree, resolve=False)
     except (yaml.YAMLError, OmegaConfBaseException) as error:
         raise ConfigError(f"overrides {list(overrides)}: {error}") from None
@@ -59,16 +58,31 @@ def load_config(path: str | Path | None = None, overrides: Sequence[str] = ()) -
 
 def parse_config(content: dict[str, Any]) -> Config:
     """Validate a nested dictionary; errors as in `load_config`."""
+    # Resolved, ${oc.env:…} would write secrets into the run's config; unresolved, a folder would be called that.
+    found = dict.fromkeys(_interpolations(content), "${…} is not resolved here; write the value itself")
     try:
-        return Config.model_validate(content)
+        config = Config.model_validate(content)
+        if not found:
+            return config
     except ValidationError as error:
-        found: dict[str, str] = {}
         for item in error.errors():  # one for each member of a union
             key, _, message = _explain(item).partition(": ")
             found[key] = f"{found[key]}; or {message}" if key in found else message
-        mistakes = [f"{key}: {message}" for key, message in found.items()]
+    mistakes = [f"{key}: {message}" for key, message in found.items()]
     plural = "mistake" if len(mistakes) == 1 else "mistakes"
     raise ConfigError("\n  ".join([f"{len(mistakes)} {plural} in the configuration:", *mistakes]))
+
+
+def _interpolations(content: Any, key: str = "") -> Iterator[str]:
+    """Dotted keys of values with OmegaConf's ${…}."""
+    if isinstance(content, dict):
+        for name, value in content.items():
+            yield from _interpolations(value, f"{key}.{name}" if key else str(name))
+    elif isinstance(content, list):
+        for value in content:
+            yield from _interpolations(value, key)
+    elif isinstance(content, str) and "${" in content:
+        yield key
 
 
 def _explain(item: Any) -> str:
@@ -81,7 +95,8 @@ def _explain(item: Any) -> str:
         if not near:  # the right name in the wrong section
             near = [name for name in known if name.rpartition(".")[2] == location[-1]][:1]
         section = [name for name in known if name.rpartition(".")[0] == ".".join(location[:-1])]
-        hint = f"did you mean {near[0]}?" if near else f"known here: {', '.join(section or sections)}"
+        here = section if len(location) > 1 and section else sections  # at the top: sections as well as plain keys
+        hint = f"did you mean {near[0]}?" if near else f"known here: {', '.join(here)}"
         return f"{key}: unknown key; {hint}"
     message = item["msg"].removeprefix("Value error, ")
     if item["type"] == "value_error" and isinstance(item["input"], dict):
