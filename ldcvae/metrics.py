@@ -241,7 +241,8 @@ def _radii(x: Tensor, k: int, chunk: int) -> Tensor:
     for start in range(0, len(x), chunk):
         squares = squared_distances(x[start : start + chunk], x)
         squares.diagonal(start).fill_(float("inf"))  # a row is no neighbour of itself
-        radii.append(squares.kthvalue(k, dim=1).values)
+        # The k smallest by topk: several times faster than kthvalue on the CPU.
+        radii.append(squares.topk(k, dim=1, largest=False).values[:, -1])
     return torch.cat(radii)
 
 

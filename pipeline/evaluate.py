@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from ldcvae.latent_metrics import median_bandwidths, mmd2, sliced_wasserstein
 from ldcvae.metrics import frechet_distance, kid, prdc
@@ -19,6 +18,7 @@ from pipeline.cluster import run_on_accelerator
 from pipeline.dataset import load_split, read_dataset_manifest
 from pipeline.extractors import Extractor, build_extractor
 from pipeline.generators import build_generators, timed_draw
+from pipeline.progress import Display
 from pipeline.schema import Config
 from pipeline.stage import Manifest, read_manifest, run_folder, run_stage, say
 from pipeline.storage import Folder
@@ -89,7 +89,7 @@ def _evaluate(job: dict[str, Any]) -> dict[str, Any]:
     references = [model.whitening.whiten(truth.draw(n, noise("truth", draw))) for draw in range(settings.draws)]
     bandwidths = median_bandwidths(references[0])
     generators: dict[str, Any] = {}
-    bar = tqdm(total=settings.draws * len(settings.generators), desc="evaluate", disable=None, unit="draw")
+    display, total = Display("evaluate"), settings.draws * len(settings.generators)
     for name, draw in build_generators(model, encodings, settings, noise("fits")).items():
         timed_draw(draw, min(n, 200), noise("warm-up"))  # the first call of a net pays for its set-up
         draws = []
@@ -97,10 +97,11 @@ def _evaluate(job: dict[str, Any]) -> dict[str, Any]:
             latents, rate = timed_draw(draw, n, noise(name, number))
             figures = image_figures(extractor(_decode(model, latents)), real, settings.neighbours)
             draws.append(figures | latent_figures(latents, reference, bandwidths, number) | {"latents_per_s": rate})
-            bar.set_postfix_str(f"{name} {extractor.figure} {figures['fd']:.4g}")
-            bar.update()
+            done = (len(generators) * settings.draws + len(draws)) / total
+            note = f"{name}: {extractor.figure} {figures['fd']:.4g}"
+            display.update({"phase": "draws", "done": done}, note)
         generators[name] = _summary(draws)
-    bar.close()
+    display.close()
     chosen = torch.randperm(len(train), generator=keyed_generator("cpu", config.seed, "floor"))[:n]
     return {
         "schema": 1,

@@ -47,8 +47,8 @@ class Display:
         self._said = time.monotonic()
         self._figures: dict[str, Any] = {}
 
-    def update(self, record: dict[str, Any]) -> None:
-        """Show a record with `phase`, `done` (0..1) and figures; earlier figures stay until renewed."""
+    def update(self, record: dict[str, Any], note: str = "") -> None:
+        """Show a record with `phase`, `done` (0..1) and figures, or a note instead; figures stay until renewed."""
         now = time.monotonic()
         if record["phase"] != self._phase:
             self.close()
@@ -58,15 +58,13 @@ class Display:
                 self._bar = tqdm(desc=f"{self.title} {self._phase}", total=1.0, bar_format=form, dynamic_ncols=True)
                 self._bar.initial = self._bar.n = record["done"]
         self._figures |= record
+        text = note or describe(self._figures)
         if self._bar is not None:
-            self._bar.set_postfix_str(describe(self._figures), refresh=False)
+            self._bar.set_postfix_str(text, refresh=False)
             self._bar.update(record["done"] - self._bar.n)
         elif now - self._said > _LINE_EVERY:
             self._said = now
-            say(
-                f"{self.title}: {self._phase} {record['done']:.0%}, {self._left(now, record['done'])}"
-                f"{describe(self._figures)}"
-            )
+            say(f"{self.title}: {self._phase} {record['done']:.0%}, {self._left(now, record['done'])}{text}")
 
     def _left(self, now: float, done: float) -> str:
         started, at = self._first
@@ -83,21 +81,25 @@ class Display:
 
 
 class _Board:
-    """Ray actor that holds the newest record; workers write without waiting."""
+    """Ray actor that holds the newest record and every message; workers write without waiting."""
 
     def __init__(self) -> None:
         self._record: dict[str, Any] = {}
+        self._messages: list[str] = []
 
     def write(self, record: dict[str, Any]) -> None:
         self._record = record
 
-    def read(self) -> dict[str, Any]:
-        return self._record
+    def say(self, message: str) -> None:
+        self._messages.append(message)
+
+    def read(self) -> tuple[dict[str, Any], list[str]]:
+        return self._record, self._messages
 
 
 @contextmanager
 def board(title: str) -> Iterator[Any]:
-    """A Ray actor handle whose `write.remote(record)` shows a record in this process's terminal."""
+    """A Ray actor handle: `write.remote(record)` shows a record here, `say.remote(message)` prints a line."""
     import ray
 
     actor: Any = ray.remote(num_cpus=0)(_Board).remote()
@@ -105,11 +107,15 @@ def board(title: str) -> Iterator[Any]:
 
     def watch() -> None:
         shown: dict[str, Any] = {}
+        said = 0
         while not stop.wait(0.5):
             try:
-                record = ray.get(actor.read.remote(), timeout=5)
+                record, messages = ray.get(actor.read.remote(), timeout=5)
             except ray.exceptions.RayError:
                 continue  # the actor's node is gone or busy: progress is not worth failing for
+            for message in messages[said:]:
+                say(f"{title}: {message}")
+            said = len(messages)
             if record and record != shown:
                 display.update(record)
                 shown = record

@@ -18,7 +18,6 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from jinja2 import Environment, StrictUndefined
-from sklearn.decomposition import PCA
 from torch import Tensor
 
 from ldcvae import LDCVAE, Posterior
@@ -147,6 +146,8 @@ def _table(metrics: Mapping[str, Any]) -> dict[str, Any]:
 
 def _planes(model: LDCVAE, images: Tensor, generator: torch.Generator) -> dict[str, Picture]:
     """Encoder draws of held-out images (N, C, H, W) with draws of the prior, and with draws of the sampler."""
+    from sklearn.decomposition import PCA  # imports SciPy: two seconds that only this picture needs
+
     encodings = model.encodings(images)
     noise = torch.randn(encodings.mean.shape, generator=generator)
     encoder = Posterior(encodings.mean, encodings.log_variance).draw(noise).numpy()

@@ -4,13 +4,15 @@ The defaults are those of the bundled digits (`configs/digits.yaml` spells them 
 file works.
 """
 
-from typing import Annotated, Literal
+from collections.abc import Iterable
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 __all__ = [
     "Config",
     "DataConfig",
+    "Distribution",
     "EvaluateConfig",
     "ModelConfig",
     "RayConfig",
@@ -18,6 +20,7 @@ __all__ = [
     "SampleConfig",
     "SamplerConfig",
     "TrainConfig",
+    "TuneConfig",
 ]
 
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
@@ -185,8 +188,72 @@ class EvaluateConfig(_Section):
     draws: Count = Field(5, description="independent draws of every generator: mean and spread")
     neighbours: Count = Field(5, description="k of precision, recall, density, coverage")
     gmm_components: Count = Field(10, description="components of generator gmm")
-    langevin_steps: Count = Field(200, description="steps of annealed Langevin, burn-in included")
+    langevin_steps: Annotated[int, Field(ge=12)] = Field(
+        120, description="steps of annealed Langevin, burn-in included"
+    )
     classifier_epochs: Count = Field(30, description="epochs of the feature classifier")
+
+
+class Distribution(_Section):
+    """What a searched key is drawn from; `pipeline.space` checks it together with the key."""
+
+    type: Literal["loguniform", "uniform", "int", "logint", "choice"]
+    low: float | int | None = Field(None, description="least value, included")
+    high: float | int | None = Field(None, description="largest value, included")
+    step: int | None = Field(None, description="type int: distance between values")
+    values: list[Any] | None = Field(None, description="type choice: the values")
+
+    def __repr_args__(self) -> Iterable[tuple[str | None, Any]]:
+        return [(name, value) for name, value in super().__repr_args__() if value is not None]
+
+
+_SAMPLER_SPACE = {
+    "sampler.bandwidths.smallest": Distribution(type="loguniform", low=0.05, high=0.2),
+    "sampler.bandwidths.largest": Distribution(type="loguniform", low=0.25, high=1.0),
+    "sampler.bandwidths.count": Distribution(type="int", low=1, high=4),
+    "sampler.particles": Distribution(type="logint", low=128, high=1024),
+    "sampler.posterior_noise": Distribution(type="uniform", low=0.5, high=1.0),
+    "sampler.learning_rate": Distribution(type="loguniform", low=3e-4, high=3e-3),
+}
+
+
+class TuneConfig(_Section):
+    """Hyperparameter search."""
+
+    space: dict[str, Distribution] = Field(
+        _SAMPLER_SPACE,
+        description="searched keys of model, train and sampler, each with {type: loguniform|uniform|int|logint, low, "
+        "high} or {type: choice, values}; sampler.bandwidths.smallest, .largest and .count make a geometric ladder",
+    )
+    start_from: list[dict[str, Any]] = Field(
+        [], description="points to evaluate after the config's own values, each as {dotted key: value}"
+    )
+    num_samples: Count = Field(20, description="trials in all; raising it goes on with the study")
+    metrics: list[
+        Literal["fd", "kid", "precision", "recall", "density", "coverage", "reconstruction", "images_per_s"]
+    ] = Field(
+        ["fd"], min_length=1, description="objectives on validation images; of several the Pareto front is reported"
+    )
+    sampler: Literal["tpe", "gp", "cmaes", "random", "qmc"] = Field("tpe", description="Optuna's sampler")
+    scheduler: Literal["asha", "none"] = Field(
+        "asha", description="asha: stop trials that lag behind (one metric only); none: train all to the end"
+    )
+    reports: Annotated[int, Field(ge=1, le=1000)] = Field(
+        8, description="validations and checkpoints of each training phase of a trial"
+    )
+    num_images: Annotated[int, Field(ge=50)] = Field(2000, description="generated images per draw of a validation")
+    draws: Count = Field(3, description="draws, with fixed seeds, that a finished trial's figures are means of")
+    max_concurrent: Count | None = Field(None, description="trials at a time; null: as many as the cluster holds")
+    cpus_per_trial: Count = Field(1, description="CPUs and threads of a trial with one worker")
+    gpus_per_trial: Annotated[float, Field(ge=0)] | None = Field(
+        None, description="GPUs of a trial with one worker, 0.25 for four trials a GPU; null: 1 where there are GPUs"
+    )
+    max_failures: Annotated[int, Field(ge=0)] = Field(2, description="lost processes before a trial counts as failed")
+    study_url: str | None = Field(
+        None,
+        description="database of the Optuna study, e.g. postgresql://$PGUSER:$PGPASSWORD@host/optuna, $NAME from the "
+        "environment; null: the journal tune/study.log",
+    )
 
 
 class ReportConfig(_Section):
@@ -224,5 +291,6 @@ class Config(_Section):
     sampler: SamplerConfig = SamplerConfig()
     sample: SampleConfig = SampleConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
+    tune: TuneConfig = TuneConfig()
     report: ReportConfig = ReportConfig()
     ray: RayConfig = RayConfig()

@@ -86,8 +86,9 @@ def kill_worker(process: subprocess.Popen) -> None:
 
 def kill_driver(process: subprocess.Popen) -> None:
     """SIGKILL of the driver; what it started has to go away by itself."""
-    orphans = descendants(process)
+    # Ray's two agents poll for their parent once a minute; whatever computes or writes must go at once.
+    orphans = [child for child in descendants(process) if not child.name().endswith("Agent")]
     process.kill()
     process.communicate()
-    _, alive = psutil.wait_procs(orphans, timeout=60)
+    _, alive = psutil.wait_procs(orphans, timeout=30)
     assert not alive, f"left behind: {[p.name() for p in alive]}"

@@ -1,0 +1,71 @@
+"""The sampler net against annealed Langevin at equal latent MMD²: latents per second.
+
+Trains a model on digits (a minute), then finds the fewest Langevin steps whose MMD² to held-out encoder draws is
+within one standard error of the sampler net's, or takes the best it reaches. Prints the ratio of speeds.
+
+    python benchmarks/sampler_speed.py [key=value …]
+"""
+
+import statistics
+import sys
+import tempfile
+
+import torch
+
+from ldcvae.latent_metrics import median_bandwidths, mmd2
+from pipeline import prepare, train
+from pipeline.config import load_config
+from pipeline.dataset import load_split
+from pipeline.generators import build_generators, timed_draw
+from pipeline.stage import run_folder
+from pipeline.weights import load_model
+from pipeline.world import keyed_generator
+
+DRAWS, REPEATS = 2000, 5
+STEPS = (12, 24, 48, 120, 240, 480)
+
+
+def main(arguments: list[str]) -> None:
+    with tempfile.TemporaryDirectory() as storage:
+        config = load_config(None, [f"storage={storage}", *arguments])
+        prepare.run(config)
+        train.run(config)
+        run = run_folder(config)
+        model = load_model(run)
+        encodings = model.encodings(load_split(run, "train").pixels)
+        held_out = model.encodings(load_split(run, "test").pixels)
+
+    def generator(*key: int | str) -> torch.Generator:
+        return keyed_generator("cpu", *key)
+
+    truths = [model.whitening.whiten(held_out.draw(DRAWS, generator("truth", k))) for k in range(REPEATS)]
+    bandwidths = median_bandwidths(truths[0])
+
+    def judge(name: str, steps: int = 120) -> tuple[float, float, float]:
+        """Mean MMD², its standard error and latents per second of a generator."""
+        settings = config.evaluate.model_copy(update={"generators": [name], "langevin_steps": steps})
+        draw = build_generators(model, encodings, settings, generator("fits"))[name]
+        timed_draw(draw, 200, generator("warm-up"))
+        values, rates = [], []
+        for repeat, truth in enumerate(truths):
+            latents, rate = timed_draw(draw, DRAWS, generator(name, repeat))
+            values.append(mmd2(model.whitening.whiten(latents), truth, bandwidths))
+            rates.append(rate)
+        return statistics.fmean(values), statistics.stdev(values) / REPEATS**0.5, statistics.median(rates)
+
+    target, error, fast = judge("sampler")
+    print(f"sampler net: MMD² {target * 1e3:.2f}e-3 ± {error * 1e3:.2f}e-3, {fast:,.0f} latents/s")
+    reached = None
+    for steps in STEPS:
+        value, _, slow = judge("langevin", steps)
+        print(f"langevin, {steps} steps: MMD² {value * 1e3:.2f}e-3, {slow:,.0f} latents/s")
+        if reached is None and value <= target + error:
+            reached = (steps, slow)
+    if reached is None:
+        print(f"Langevin does not reach the sampler's MMD² within {STEPS[-1]} steps")
+    else:
+        print(f"to the same MMD² ({reached[0]} steps): the sampler net is {fast / reached[1]:,.0f} times faster")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,81 @@
+"""Phase 1 against a bare PyTorch loop: images per second with the same networks, batch and data in memory.
+
+Prints the ratio of this project's loop (ELBO, one particle) to the least loop that computes the same update. Both
+run in turns in one process, so that a busy machine slows both.
+
+    python benchmarks/training_step.py [data.source=… any key=value]
+"""
+
+import statistics
+import sys
+import time
+
+import torch
+from torch.nn import functional
+
+from pipeline.config import load_config
+from pipeline.phase_autoencoder import AutoencoderPhase
+from pipeline.weights import build_model
+from pipeline.worker import resolve_auto
+from pipeline.world import World
+
+IMAGES, ROUNDS = 4096, 7
+OVERRIDES = [
+    "train.objective=elbo", "train.particles=1", "train.batch_size=128", "train.epochs=1000",
+    "model.network=conv", "model.latent_dim=16", "model.width=32", "model.depth=1",
+]  # fmt: skip
+
+
+def bare_epoch(model, optimizer, pixels, batch, temperature):
+    """What a tutorial would write: shuffle, encode, decode, bound, step."""
+    for index in torch.randperm(len(pixels), device=pixels.device).split(batch):
+        images = pixels[index].float().div_(255).contiguous(memory_format=torch.channels_last)
+        mean, log_variance = model.encoder(images).chunk(2, dim=1)
+        latents = mean + torch.exp(0.5 * log_variance) * torch.randn_like(mean)
+        reconstruction = functional.mse_loss(torch.sigmoid(model.decoder(latents)), images, reduction="sum")
+        kl = 0.5 * (mean.square() + log_variance.exp() - 1 - log_variance).sum()
+        optimizer.zero_grad(set_to_none=True)
+        ((temperature * reconstruction + kl) / len(index)).backward()
+        optimizer.step()
+
+
+def main(arguments: list[str]) -> None:
+    torch.set_num_threads(int(torch.get_num_threads()))
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    config = load_config(None, OVERRIDES + arguments)
+    pixels = torch.randint(0, 256, (IMAGES, 1, 28, 28), dtype=torch.uint8).to(device)
+    settings = resolve_auto(config.train, device, "conv")
+    for ema in (settings.ema, 0.0):
+        ours = AutoencoderPhase(
+            build_model(config, (1, 28, 28)).to(device),
+            pixels,
+            pixels[:128],
+            settings.model_copy(update={"ema": ema}),
+            World(device=device),
+            0,
+        )
+        model = build_model(config, (1, 28, 28)).to(device).to(memory_format=torch.channels_last)
+        parameters = [*model.encoder.parameters(), *model.decoder.parameters()]
+        optimizer = torch.optim.AdamW(parameters, lr=1e-3, weight_decay=0.0, fused=True)
+        epochs = ours.epochs()
+        rates: dict[str, list[float]] = {"ours": [], "bare": []}
+        for round_ in range(ROUNDS + 1):
+            next(epochs)
+            started = time.perf_counter()
+            bare_epoch(model, optimizer, pixels, ours.batch, config.train.inverse_temperature)
+            if device.type == "cuda":
+                torch.cuda.synchronize()
+            elapsed = time.perf_counter() - started
+            if round_:  # the first round warms both up
+                rates["ours"].append(ours.history[-1]["images_per_s"])
+                rates["bare"].append(IMAGES / elapsed)
+        ours_rate, bare_rate = (statistics.median(rates[name]) for name in ("ours", "bare"))
+        ratio = statistics.median(a / b for a, b in zip(rates["ours"], rates["bare"], strict=True))
+        print(
+            f"{device.type}, {torch.get_num_threads()} threads, averaged weights {'on' if ema else 'off'}: "
+            f"{ours_rate:,.0f} images/s against {bare_rate:,.0f} bare, ratio {ratio:.3f}"
+        )
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
