@@ -1,7 +1,7 @@
 """Checkpoints: any nested state as safetensors plus JSON, with hashes; nothing is pickled.
 
 A checkpoint folder holds `tensors.safetensors` (every tensor of the state, by its path) and `state.json` (the
-state's structure and plain values, and the sha256 of the tensors), written last.
+state's structure and plain values, with hashes of both), written last.
 """
 
 import json
@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load, save
 
 from pipeline.errors import PipelineError
-from pipeline.storage import sha256
+from pipeline.storage import fingerprint, sha256
 
 __all__ = ["load_state", "save_state"]
 
@@ -59,21 +59,27 @@ def save_state(state: dict[str, Any], folder: str | Path) -> None:
     structure = _split(state, "state", tensors)
     content = save(tensors)
     (Path(folder) / "tensors.safetensors").write_bytes(content)
-    description = {"format": 1, "sha256": sha256(content), "state": structure}
+    description = {"format": 1, "sha256": sha256(content), "state_sha256": fingerprint(structure), "state": structure}
     (Path(folder) / "state.json").write_text(json.dumps(description, allow_nan=False))
 
 
-def load_state(folder: str | Path) -> dict[str, Any]:
+def load_state(folder: str | Path, name: str = "") -> dict[str, Any]:
     """Read what `save_state` wrote.
 
+    Args:
+        folder: local folder.
+        name: what to call it in errors, where the folder is a copy; empty for the folder itself.
+
     Raises:
-        PipelineError: if the checkpoint is incomplete or its hash does not match, naming the folder.
+        PipelineError: if the checkpoint is incomplete or a hash does not match, naming it.
     """
+    name = name or str(folder)
     try:
         description = json.loads((Path(folder) / "state.json").read_text())
+        structure, hashes = description["state"], (description["state_sha256"], description["sha256"])
         content = (Path(folder) / "tensors.safetensors").read_bytes()
-    except (FileNotFoundError, ValueError) as error:
-        raise PipelineError(f"checkpoint {folder} is incomplete: {error}") from None
-    if sha256(content) != description["sha256"]:
-        raise PipelineError(f"checkpoint {folder} is damaged: its sha256 does not match state.json")
-    return _join(description["state"], load(content))
+    except (FileNotFoundError, ValueError, KeyError, TypeError) as error:
+        raise PipelineError(f"checkpoint {name} is incomplete or damaged: {error}") from None
+    if (fingerprint(structure), sha256(content)) != hashes:
+        raise PipelineError(f"checkpoint {name} is damaged: its content does not match the hashes in state.json")
+    return _join(structure, load(content))

@@ -8,7 +8,7 @@ from typing import Any
 
 from pipeline.schema import Config
 
-__all__ = ["connect", "has_gpus", "parallel_map", "run_on_accelerator", "use_cuda"]
+__all__ = ["connect", "has_gpus", "in_job", "parallel_map", "run_on_accelerator", "use_cuda"]
 
 # Read by Ray when it is imported or started, so set on import of this module and inherited by its processes.
 _ENVIRONMENT = {

@@ -116,6 +116,9 @@ def board(title: str) -> Iterator[Any]:
             for message in messages[said:]:
                 say(f"{title}: {message}")
             said = len(messages)
+            for message in messages[said:]:
+                say(f"{title}: {message}")
+            said = len(messages)
             if record and record != shown:
                 display.update(record)
                 shown = record

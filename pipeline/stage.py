@@ -87,7 +87,7 @@ def _is_current(run: Folder, stage: str, wanted: str) -> Manifest | None:
     if manifest.fingerprint != wanted:
         return None
     for name, entry in manifest.outputs.items():
-        if not run.exists(name) or run.filesystem.size(run.path(name)) != entry["bytes"]:
+        if not run.exists(name) or run.size(name) != entry["bytes"]:
             return None
     return manifest
 

@@ -96,7 +96,8 @@ class Folder:
     def filesystem(self) -> fsspec.AbstractFileSystem:
         """fsspec's file system of this URL; credentials come from the environment, never from us."""
         try:
-            return fsspec.core.url_to_fs(self.url)[0]
+            # No cached listings: other processes write into the same folders, and must be seen.
+            return fsspec.core.url_to_fs(self.url, use_listings_cache=False)[0]
         except (ImportError, ValueError) as error:
             raise ConfigError(f"storage {self.url}: {error}") from error
 
@@ -110,9 +111,39 @@ class Folder:
         url = f"{self.url}/{name}" if name else self.url
         return str(self.filesystem._strip_protocol(url))
 
+    @contextmanager
+    def _explained(self, action: str, name: str = "") -> Iterator[None]:
+        """Whatever the storage's client raises becomes one error that names action, URL and reason."""
+        where = f"{self.url}/{name}" if name else self.url
+        try:
+            yield
+        except PipelineError:
+            raise
+        except OSError as error:
+            raise PipelineError(f"cannot {action} {where}: {error.strerror or error}") from error
+        except Exception as error:
+            # Clients of object stores have exceptions of their own (no credentials, no route, timeout).
+            if self.is_local:
+                raise
+            raise PipelineError(f"cannot {action} {where}: {str(error) or type(error).__name__}") from error
+
     def exists(self, name: str = "") -> bool:
-        """Whether `name` is there."""
-        return bool(self.filesystem.exists(self.path(name)))
+        """Whether `name` is there.
+
+        Raises:
+            PipelineError: when the storage cannot be asked.
+        """
+        with self._explained("look for", name):
+            return bool(self.filesystem.exists(self.path(name)))
+
+    def size(self, name: str) -> int:
+        """Bytes of `name`.
+
+        Raises:
+            PipelineError: if it is not there or the storage refuses.
+        """
+        with self._explained("look for", name):
+            return int(self.filesystem.size(self.path(name)))
 
     def read(self, name: str) -> bytes:
         """Content of `name`.
@@ -120,12 +151,11 @@ class Folder:
         Raises:
             PipelineError: if it is not there or the storage refuses.
         """
-        try:
-            return self.filesystem.cat_file(self.path(name))
-        except FileNotFoundError:
-            raise PipelineError(f"{self.url}/{name} does not exist") from None
-        except OSError as error:
-            raise PipelineError(f"cannot read {self.url}/{name}: {error.strerror or error}") from error
+        with self._explained("read", name):
+            try:
+                return self.filesystem.cat_file(self.path(name))
+            except FileNotFoundError:
+                raise PipelineError(f"{self.url}/{name} does not exist") from None
 
     def read_verified(self, name: str, digest: str) -> bytes:
         """Content of `name`, refused unless its sha256 is `digest`.
@@ -158,8 +188,8 @@ class Folder:
         Raises:
             PipelineError: when the storage refuses (full disk, no permission), naming file and reason.
         """
-        target = self.path(name)
-        try:
+        with self._explained("write", name):
+            target = self.path(name)
             if not self.is_local:
                 self.filesystem.pipe_file(target, content)
                 return
@@ -175,17 +205,20 @@ class Folder:
             except BaseException:
                 os.unlink(temporary)
                 raise
-        except OSError as error:
-            raise PipelineError(f"cannot write {self.url}/{name}: {error.strerror or error}") from error
 
     def write_json(self, name: str, content: Any) -> None:
         """Write `content` as indented JSON."""
         self.write(name, (json.dumps(content, indent=2, allow_nan=False) + "\n").encode())
 
     def files(self, pattern: str) -> list[str]:
-        """Sorted names of the files that match a glob pattern, relative to this folder."""
+        """Sorted names of the files that match a glob pattern, relative to this folder.
+
+        Raises:
+            PipelineError: when the storage cannot be asked.
+        """
         root = self.path().rstrip("/") + "/"
-        found = self.filesystem.glob(glob.escape(root) + pattern)
+        with self._explained("list"):
+            found = self.filesystem.glob(glob.escape(root) + pattern)
         return sorted(
             str(path).removeprefix(root) for path in found if not os.path.basename(path).startswith(".partial-")
         )
@@ -196,11 +229,9 @@ class Folder:
         Raises:
             PipelineError: when the storage refuses.
         """
-        try:
+        with self._explained("remove", name):
             if self.exists(name):
                 self.filesystem.rm(self.path(name), recursive=True)
-        except OSError as error:
-            raise PipelineError(f"cannot remove {self.url}/{name}: {error.strerror or error}") from error
 
     def for_arrow(self) -> tuple[Any, str]:
         """(pyarrow file system, path) of this folder, as Ray Train and Ray Data take it; None for local paths."""
@@ -217,7 +248,8 @@ class Folder:
             yield Path(self.path())
             return
         with tempfile.TemporaryDirectory() as temporary:
-            self.filesystem.get(self.path() + "/", temporary + "/", recursive=True)
+            with self._explained("read"):
+                self.filesystem.get(self.path() + "/", temporary + "/", recursive=True)
             yield Path(temporary)
 
 

@@ -7,13 +7,13 @@ TensorBoard events and checkpoints. Killed at any moment, the same command goes 
 from typing import Any
 
 from pipeline.cli import main
-from pipeline.cluster import connect, use_cuda
+from pipeline.cluster import connect, in_job, use_cuda
 from pipeline.dataset import read_dataset_manifest
 from pipeline.errors import ConfigError, PipelineError
 from pipeline.history import HISTORY_FILES, read_history
 from pipeline.progress import board
 from pipeline.schema import Config
-from pipeline.stage import Manifest, run_folder, run_stage
+from pipeline.stage import Manifest, run_folder, run_stage, say
 from pipeline.storage import Folder
 from pipeline.weights import MODEL_FILES, build_model
 from pipeline.worker import train_worker
@@ -52,13 +52,15 @@ def _resources(config: Config) -> tuple[bool, dict[str, float], int]:
     resources: dict[str, float] = {"CPU": 1 if cuda else threads}
     if cuda:
         resources["GPU"] = 1
-    available = int(ray.cluster_resources().get("GPU" if cuda else "CPU", 0))
-    if available < config.train.num_workers and config.ray.address is None:
-        what = "GPUs" if cuda else "CPUs"
+    what, wanted = "GPU" if cuda else "CPU", config.train.num_workers
+    available = int(ray.cluster_resources().get(what, 0))
+    if available < wanted and config.ray.address is None and not in_job():
         raise ConfigError(
-            f"train.num_workers: {config.train.num_workers} workers need as many {what}, Ray has {available}; "
+            f"train.num_workers: {wanted} workers need as many {what}s, Ray has {available}; "
             f"lower it, or join a larger cluster with ray.address"
         )
+    if available < wanted:  # a cluster that scales by demand starts without any
+        say(f"train: waiting for {wanted} {what}s, the cluster has {available} now")
     return cuda, resources, threads
 
 

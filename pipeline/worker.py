@@ -2,6 +2,7 @@
 
 import platform
 import tempfile
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -12,6 +13,7 @@ from ldcvae.model import LDCVAE
 from ldcvae.networks import choose_network
 from pipeline.checkpoint import load_state, save_state
 from pipeline.dataset import load_split
+from pipeline.errors import PipelineError
 from pipeline.history import write_history
 from pipeline.monitor import NonFiniteLossError
 from pipeline.phase import Phase
@@ -66,9 +68,13 @@ class _Reporter:
     def __init__(self, run: Folder, model: LDCVAE, world: World, board: Any):
         self.run, self.model, self.world, self.board = run, model, world, board
         self.earlier: list[dict[str, Any]] = []  # history of finished phases
+        self.refused: list[str] = []  # names of damaged checkpoints
 
     def progress(self, record: dict[str, Any]) -> None:
         self.board.write.remote(record)
+
+    def say(self, message: str) -> None:
+        self.board.say.remote(message)
 
     def save(self, phase: Phase) -> None:
         import ray.train
@@ -81,23 +87,46 @@ class _Reporter:
         write_history(self.run, self.earlier + phase.history)
         folder = tempfile.mkdtemp(prefix="ldcvae-checkpoint-")
         save_state({"model": self.model.state_dict(), "phase": phase.state(), "earlier": self.earlier}, folder)
+        name = f"{phase.name}_{phase.step:08d}"
+        while name in self.refused:  # Ray deletes that folder some day: nothing new may lie in it
+            name += "_again"
         ray.train.report(
             figures,
             checkpoint=Checkpoint.from_directory(folder),
-            checkpoint_dir_name=f"{phase.name}_{phase.step:08d}",
+            checkpoint_dir_name=name,
             checkpoint_upload_mode=CheckpointUploadMode.ASYNC,
             delete_local_checkpoint_after_upload=True,
         )
 
 
-def _resume() -> dict[str, Any] | None:
+def _kept_checkpoints() -> Iterator[Any]:
+    """Ray Train's checkpoints of this run, the newest first."""
     import ray.train
+    from ray.train import CheckpointConsistencyMode
 
-    checkpoint = ray.train.get_checkpoint()
-    if checkpoint is None:
-        return None
-    with checkpoint.as_directory() as folder:
-        return load_state(folder)
+    newest = ray.train.get_checkpoint()
+    if newest is None:
+        return
+    yield newest
+    for reported in reversed(ray.train.get_all_reported_checkpoints(CheckpointConsistencyMode.COMMITTED)):
+        if reported.checkpoint.path != newest.path:
+            yield reported.checkpoint
+
+
+def _resume(say: Callable[[str], None]) -> tuple[dict[str, Any] | None, list[str]]:
+    """The state of the newest whole checkpoint, and the names of damaged ones that were passed over."""
+    refused: list[str] = []
+    for checkpoint in _kept_checkpoints():
+        name = checkpoint.path.rpartition("/")[2]
+        try:
+            with checkpoint.as_directory() as folder:
+                return load_state(folder, checkpoint.path), refused
+        except (PipelineError, FileNotFoundError) as error:
+            say(f"{error}; going back to the one before")
+            refused.append(name)
+    if refused:
+        say("no whole checkpoint is left, so training starts anew")
+    return None, refused
 
 
 def train_worker(job: dict[str, Any]) -> dict[str, Any]:
@@ -120,7 +149,7 @@ def train_worker(job: dict[str, Any]) -> dict[str, Any]:
     settings = resolve_auto(config.train, world.device, choose_network(config.model.network, shape))
     reporter = _Reporter(run, model, world, job["board"])
     progress = reporter.progress if world.rank == 0 else None
-    state = _resume()
+    state, reporter.refused = _resume(reporter.say if world.rank == 0 else lambda message: None)
     if state is not None:
         model.load_state_dict(state["model"])
         reporter.earlier = state["earlier"]
