@@ -116,9 +116,6 @@ def board(title: str) -> Iterator[Any]:
             for message in messages[said:]:
                 say(f"{title}: {message}")
             said = len(messages)
-            for message in messages[said:]:
-                say(f"{title}: {message}")
-            said = len(messages)
             if record and record != shown:
                 display.update(record)
                 shown = record
