@@ -230,7 +230,7 @@ class Folder:
             PipelineError: when the storage refuses.
         """
         with self._explained("remove", name):
-            if self.exists(name):
+            if self.filesystem.exists(self.path(name)):
                 self.filesystem.rm(self.path(name), recursive=True)
 
     def for_arrow(self) -> tuple[Any, str]:

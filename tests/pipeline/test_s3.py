@@ -1,0 +1,171 @@
+"""Object storage: the whole way on S3's protocol (moto's server on loopback), clear errors, no secrets anywhere."""
+
+import io
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+import urllib.request
+from pathlib import Path
+
+import boto3
+import botocore.exceptions
+import pyarrow.parquet as pq
+import pytest
+import s3fs
+from processes import run, wait_for
+
+from pipeline.errors import PipelineError
+from pipeline.stage import read_manifest
+from pipeline.storage import Folder
+
+SECRET = "planted-3f9ac1d7e5b2"
+
+
+@pytest.fixture(scope="module")
+def s3(tmp_path_factory):
+    """A client of an S3 server with the bucket `runs`; the environment leads there, for child processes too."""
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        port = probe.getsockname()[1]
+    log = tmp_path_factory.mktemp("moto") / "log"
+    with log.open("w") as out, pytest.MonkeyPatch.context() as patch:
+        for name in [name for name in os.environ if name.startswith("AWS_")]:
+            patch.delenv(name)
+        patch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{port}")
+        patch.setenv("AWS_ACCESS_KEY_ID", "testing")
+        patch.setenv("AWS_SECRET_ACCESS_KEY", SECRET)
+        patch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+        server = subprocess.Popen(
+            [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)], stdout=out, stderr=out
+        )
+
+        def answers():
+            try:
+                return urllib.request.urlopen(f"http://127.0.0.1:{port}/moto-api/", timeout=1).status == 200
+            except OSError:
+                return False
+
+        try:
+            wait_for(answers, "answer of the S3 server", 60)
+            s3fs.S3FileSystem.clear_instance_cache()  # one made under another environment would be used again
+            client = boto3.client("s3")
+            client.create_bucket(Bucket="runs")
+            yield client
+        finally:
+            server.terminate()
+            server.wait(timeout=10)
+            s3fs.S3FileSystem.clear_instance_cache()
+
+
+def objects(s3, prefix=""):
+    """Key -> content of everything in the bucket."""
+    pages = s3.get_paginator("list_objects_v2").paginate(Bucket="runs", Prefix=prefix)
+    keys = [entry["Key"] for page in pages for entry in page.get("Contents", [])]
+    return {key: s3.get_object(Bucket="runs", Key=key)["Body"].read() for key in keys}
+
+
+def test_write_read_list_remove(s3):
+    folder = Folder("s3://runs/files")
+    folder.write("deep/x.bin", b"\0\xff")
+    folder.write_json("deep/y.json", {"a": 1})
+    assert objects(s3, "files/")["files/deep/x.bin"] == b"\0\xff"
+    assert folder.read_json("deep/y.json") == {"a": 1}
+    assert folder.files("deep/*") == ["deep/x.bin", "deep/y.json"]
+    assert folder.size("deep/x.bin") == 2
+    with folder.local_copy() as path:
+        assert (path / "deep" / "x.bin").read_bytes() == b"\0\xff"
+    folder.remove("deep")
+    folder.remove("deep")
+    assert not folder.exists("deep")
+    assert objects(s3, "files/") == {}
+    with pytest.raises(PipelineError, match=r"s3://runs/files/deep/x\.bin does not exist"):
+        folder.read("deep/x.bin")
+
+
+def test_what_another_process_writes_and_removes_is_seen(s3):
+    folder = Folder("s3://runs/shared")
+    folder.write("a", b"1")
+    assert folder.files("*") == ["a"]
+    s3.put_object(Bucket="runs", Key="shared/b", Body=b"22")
+    assert folder.exists("b")
+    assert folder.size("b") == 2
+    assert folder.files("*") == ["a", "b"]
+    s3.delete_object(Bucket="runs", Key="shared/a")
+    assert not folder.exists("a")
+    assert folder.files("*") == ["b"]
+
+
+CALLS = {
+    "read": lambda folder: folder.read("x"),
+    "write": lambda folder: folder.write("x", b""),
+    "look for": lambda folder: folder.exists("x"),
+    "list": lambda folder: folder.files("*"),
+    "remove": lambda folder: folder.remove("x"),
+}
+
+
+@pytest.mark.parametrize("action", CALLS)
+def test_missing_credentials_are_one_clear_error(s3, action, monkeypatch, tmp_path):
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    s3fs.S3FileSystem.clear_instance_cache()
+    with pytest.raises(PipelineError, match=rf"cannot {action} s3://runs/a.*: Unable to locate credentials"):
+        CALLS[action](Folder("s3://runs/a"))
+    monkeypatch.undo()
+    s3fs.S3FileSystem.clear_instance_cache()
+
+
+@pytest.mark.parametrize("action", CALLS)
+def test_an_unreachable_endpoint_is_one_clear_error(s3, action, monkeypatch):
+    def unreachable(*args, **kwargs):
+        raise botocore.exceptions.EndpointConnectionError(endpoint_url="http://127.0.0.1:9")
+
+    for method in ("cat_file", "pipe_file", "exists", "glob", "rm"):
+        monkeypatch.setattr(s3fs.S3FileSystem, method, unreachable)
+    with pytest.raises(PipelineError, match=rf"cannot {action} s3://runs/a.*: Could not connect to the endpoint"):
+        CALLS[action](Folder("s3://runs/a"))
+
+
+def test_a_missing_bucket_is_one_line_and_status_1(s3):
+    out, err = run("prepare", "s3://nobucket", expect=1)
+    assert err.count("\n") == 1
+    assert err.startswith("error: cannot write s3://nobucket/tiny/config.yaml: ")
+    assert SECRET not in out + err
+
+
+@pytest.mark.slow
+def test_every_stage_on_s3_with_two_workers_and_again_nothing(s3, monkeypatch):
+    logs = Path(tempfile.mkdtemp(prefix="ray-", dir="/tmp"))  # short: it holds Ray's sockets
+    monkeypatch.setenv("RAY_TMPDIR", str(logs))
+    try:
+        out, err = run("run", "s3://runs/all", "train.num_workers=2")
+        for stage in ("data", "train", "samples", "evaluation", "report"):
+            assert f"{stage}: done" in out
+        found = objects(s3, "all/tiny/")
+        folder = Folder("s3://runs/all/tiny")
+        for stage in ("data", "train", "samples", "evaluation", "report"):
+            for name, entry in read_manifest(folder, stage, "").outputs.items():
+                assert len(found[f"all/tiny/{name}"]) == entry["bytes"]
+        epochs = [json.loads(line) for line in found["all/tiny/train/metrics.jsonl"].splitlines()]
+        assert [line["epoch"] for line in epochs if line["phase"] == "autoencoder"] == [1, 2, 3, 4, 5, 6]
+        kept = {key.split("/")[4] for key in found if key.endswith("/state.json")}
+        assert kept == {"sampler_00000040", "sampler_00000060"}  # train.keep_checkpoints is 2
+        assert len(pq.read_table(io.BytesIO(found["all/tiny/samples/images-00000.parquet"]))) == 50
+
+        again, again_err = run("run", "s3://runs/all", "train.num_workers=2")
+        assert again.count("up to date") == 5
+        assert "done" not in again
+        assert objects(s3, "all/tiny/") == found
+
+        assert SECRET not in out + err + again + again_err
+        assert [key for key, content in found.items() if SECRET.encode() in content] == []
+        written = [path for path in logs.rglob("*") if path.is_file() and not path.is_symlink()]
+        assert any(path.suffix == ".log" for path in written)
+        assert [path for path in written if SECRET.encode() in path.read_bytes()] == []
+    finally:
+        shutil.rmtree(logs, ignore_errors=True)
