@@ -11,7 +11,7 @@ Example:
 """
 
 import difflib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_origin
 
@@ -23,7 +23,7 @@ from pydantic import BaseModel, ValidationError
 from pipeline.errors import ConfigError
 from pipeline.schema import Config
 
-__all__ = ["Config", "describe_keys", "dump_yaml", "load_config", "parse_config"]
+__all__ = ["Config", "describe_keys", "dump_yaml", "load_config", "nearest_key", "override", "parse_config"]
 
 
 def load_config(path: str | Path | None = None, overrides: Sequence[str] = ()) -> Config:
@@ -85,19 +85,53 @@ def _interpolations(content: Any, key: str = "") -> Iterator[str]:
         yield key
 
 
+def nearest_key(key: str, known: Sequence[str], sections: Sequence[str] = ()) -> str:
+    """What to tell a user who wrote an unknown key.
+
+    Example:
+        >>> nearest_key("train.epoch", ["train.epochs", "train.ema"])
+        'did you mean train.epochs?'
+    """
+    near = difflib.get_close_matches(key, [*known, *sections], n=1, cutoff=0.6)
+    section, _, last = key.rpartition(".")
+    if not near:  # the right name in the wrong section
+        near = [name for name in known if name.rpartition(".")[2] == last][:1]
+    here = [name for name in known if section and name.rpartition(".")[0] == section]
+    # At the top: sections as well as plain keys.
+    return f"did you mean {near[0]}?" if near else f"known here: {', '.join(here or sections or known)}"
+
+
+def override(config: Config, values: Mapping[str, Any]) -> Config:
+    """The configuration with some keys changed, validated as a whole like typed overrides.
+
+    Args:
+        config: to start from; stays as it is.
+        values: dotted key -> value.
+
+    Raises:
+        ConfigError: as `load_config`.
+
+    Example:
+        >>> override(Config(), {"sampler.particles": 64}).sampler.particles
+        64
+    """
+    content = config.model_dump(mode="json")
+    for key, value in values.items():
+        section = content
+        *sections, last = key.split(".")
+        for name in sections:
+            section = section.setdefault(name, {}) if isinstance(section, dict) else {}
+        section[last] = value
+    return parse_config(content)
+
+
 def _explain(item: Any) -> str:
     location = [str(part) for part in item["loc"]]
     key = ".".join(location)
     if item["type"] == "extra_forbidden":
         known = [name for name, *_ in describe_keys()]
         sections = sorted({name.partition(".")[0] for name in known})
-        near = difflib.get_close_matches(key, known + sections, n=1, cutoff=0.6)
-        if not near:  # the right name in the wrong section
-            near = [name for name in known if name.rpartition(".")[2] == location[-1]][:1]
-        section = [name for name in known if name.rpartition(".")[0] == ".".join(location[:-1])]
-        here = section if len(location) > 1 and section else sections  # at the top: sections as well as plain keys
-        hint = f"did you mean {near[0]}?" if near else f"known here: {', '.join(here)}"
-        return f"{key}: unknown key; {hint}"
+        return f"{key}: unknown key; {nearest_key(key, known, sections)}"
     message = item["msg"].removeprefix("Value error, ")
     if item["type"] == "value_error" and isinstance(item["input"], dict):
         return f"{key}.{message}"  # a section's own check names its field

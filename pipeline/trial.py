@@ -1,0 +1,302 @@
+"""One trial of a search: train as its configuration says, report validation figures on the way and at the end.
+
+A trial resumes by itself: its checkpoints lie under the study's and its own number on the run's storage, wherever
+and however often it is started. Trials that change the sampler only take the autoencoder and the encodings from the
+object store instead of training them. Runs with or without Ray: the caller gives the ranks and `report`.
+"""
+
+import math
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ldcvae.latents import Encodings
+from ldcvae.metrics import frechet_distance
+from ldcvae.model import LDCVAE, as_float, split_posterior
+from ldcvae.networks import choose_network
+from pipeline.checkpoint import load_state, save_state
+from pipeline.dataset import load_split
+from pipeline.evaluate import image_figures
+from pipeline.extractors import Extractor
+from pipeline.monitor import NonFiniteLossError
+from pipeline.phase import Phase
+from pipeline.phase_autoencoder import AutoencoderPhase
+from pipeline.phase_sampler import SamplerPhase, encode_split
+from pipeline.plots import image_grid
+from pipeline.schema import Config
+from pipeline.storage import Folder
+from pipeline.weights import build_model
+from pipeline.worker import resolve_auto
+from pipeline.world import World, keyed_generator
+
+__all__ = ["MAXIMISED", "Common", "Report", "Shared", "failure_reason", "reconstruction_error", "run_trial"]
+
+MAXIMISED = {"precision", "recall", "density", "coverage", "images_per_s"}
+WORST = 1e12  # the objective of a failed trial: finite, because a NaN would leave Optuna waiting for ever
+_GRID = 8  # images per side of a trial's sample grid
+_CHUNK = 1000  # images per pass of decoder and extractor
+
+# Takes `progress`, `objective`, `figures`, `finished`, `failure`; called on every rank.
+Report = Callable[[dict[str, Any]], None]
+
+
+@dataclass(frozen=True)
+class Shared:
+    """What trials that change only the sampler have in common.
+
+    Attributes:
+        autoencoder: weights of encoder and decoder.
+        encodings: of the training images.
+        validation: of the validation images.
+        reconstruction: mean squared error per pixel of validation images.
+    """
+
+    autoencoder: dict[str, Tensor]
+    encodings: Encodings
+    validation: Encodings
+    reconstruction: float
+
+
+@dataclass(frozen=True)
+class Common:
+    """What all trials have in common, on the CPU; travels through Ray's object store.
+
+    Attributes:
+        shape: (C, H, W) of the images.
+        extractor: of features.
+        real: (n, k) features of the validation images.
+        shared: for spaces that touch only the sampler, else None.
+    """
+
+    shape: tuple[int, int, int]
+    extractor: Extractor
+    real: Tensor
+    shared: Shared | None
+
+
+def failure_reason(error: Exception) -> str:
+    """Why a trial failed, in one line for the study.
+
+    Example:
+        >>> failure_reason(MemoryError())
+        'out of memory'
+    """
+    text = " ".join(str(error).split())
+    if isinstance(error, NonFiniteLossError):
+        return f"{error.term} is not finite at step {error.step}"
+    memory = ("out of memory", "can't allocate memory", "not enough memory")
+    if isinstance(error, torch.OutOfMemoryError | MemoryError) or any(word in text for word in memory):
+        return f"out of memory: {text}"[:300].removesuffix(": ")
+    return f"{type(error).__name__}: {text}"[:300]
+
+
+@torch.no_grad()
+def reconstruction_error(model: LDCVAE, pixels: Tensor) -> float:
+    """Mean squared error per pixel of reconstructed images (N, C, H, W) uint8."""
+    total = 0.0
+    for part in pixels.split(_CHUNK):
+        images = as_float(part.to(model.latent_mean.device))
+        total += float((model.reconstruct(images) - images).square().sum())
+    return total / pixels.numel()
+
+
+class _Checkpoints:
+    """The newest checkpoint of a trial on the run's storage."""
+
+    def __init__(self, folder: Folder):
+        self.folder = folder
+
+    def _names(self) -> list[str]:
+        # state.json is written last, so a folder that has it is whole.
+        return [name.removesuffix("/state.json") for name in self.folder.files("*/state.json")]
+
+    def save(self, state: dict[str, Any], progress: int) -> None:
+        earlier = self._names()
+        name = f"{progress:06d}"
+        with tempfile.TemporaryDirectory() as temporary:
+            save_state(state, temporary)
+            for file in ("tensors.safetensors", "state.json"):
+                self.folder.write(f"{name}/{file}", (Path(temporary) / file).read_bytes())
+        for old in earlier:
+            if old != name:
+                self.folder.remove(old)
+
+    def load(self) -> dict[str, Any] | None:
+        names = self._names()
+        if not names:
+            return None
+        with (self.folder / names[-1]).local_copy() as path:
+            return load_state(path)
+
+
+class _Trial:
+    """State of one run of a trial."""
+
+    def __init__(self, job: dict[str, Any], common: Common, world: World, report: Report):
+        self.config, self.number = Config.model_validate(job["config"]), job["number"]
+        self.run, self.study = Folder(job["run"]), job["study"]
+        self.common, self.world, self.report = common, world, report
+        self.extractor, self.real = common.extractor.to(world.device), common.real.to(world.device)
+        self.metric = self.config.tune.metrics[0]
+        self.checkpoints = _Checkpoints(self.run / f"tune/checkpoints/{self.study}/{self.number:05d}")
+        self.state = self.checkpoints.load()
+        self.before = self.state["seconds"] if self.state else 0.0
+        self.started = time.perf_counter()
+        torch.manual_seed(self.config.seed)  # initial weights; everything later is keyed by step
+        self.model = build_model(self.config, common.shape).to(world.device)
+
+    def train(self) -> None:
+        config, world, shared = self.config, self.world, self.common.shared
+        fused = True
+        if shared is not None:
+            self.model.load_state_dict(shared.autoencoder, strict=False)
+            encodings, held_out = (
+                Encodings(part.mean.to(world.device), part.log_variance.to(world.device))
+                for part in (shared.encodings, shared.validation)
+            )
+            reconstruction = shared.reconstruction
+            offset = 0
+        else:
+            train, validation = (load_split(self.run, split).pixels for split in ("train", "validation"))
+            fused = self._autoencoder(train, validation)
+            encodings, held_out = (encode_split(self.model, pixels, world) for pixels in (train, validation))
+            reconstruction = reconstruction_error(self.model, validation)
+            offset = config.tune.reports
+        second = SamplerPhase(self.model, encodings, held_out, config.sampler, world, config.seed, fused)
+        if self.state is not None:
+            self.model.load_state_dict(self.state["model"])
+            second.load(self.state["phase"])
+        reports = config.tune.reports
+        for step in second.blocks(math.ceil(config.sampler.steps / reports)):
+            if step < config.sampler.steps:
+                progress = offset + max(1, reports * step // config.sampler.steps)
+                self._intermediate(second, progress, lambda n, g: self._generate(second, n, g), reconstruction)
+        figures: dict[str, float] = {}
+        if world.rank == 0:
+            figures = self._judge(lambda n, g: self._generate(second, n, g), config.tune.draws, reconstruction)
+            figures |= {"seconds": self._seconds(), **second.history[-1]}
+            figures = {name: value for name, value in figures.items() if name not in ("phase", "time")}
+            self._save(second, offset + reports)
+            grid = self._generate(second, _GRID**2, keyed_generator(world.device, config.seed, "grid")).cpu().numpy()
+            self.run.write(f"tune/grids/{self.study}/{self.number:05d}.png", image_grid(grid, _GRID))
+        self._tell(offset + reports, figures, finished=True)
+
+    def _autoencoder(self, train: Tensor, validation: Tensor) -> bool:
+        """Phase 1, unless the checkpoint is past it; returns whether Adam is fused."""
+        config, world = self.config, self.world
+        settings = resolve_auto(config.train, world.device, choose_network(config.model.network, self.common.shape))
+        if self.state is not None and self.state["phase"]["phase"] == SamplerPhase.name:
+            self.model.load_state_dict(self.state["model"])
+            return bool(settings.fused)
+        first = AutoencoderPhase(self.model, train, validation, settings, world, config.seed)
+        if self.state is not None:
+            self.model.load_state_dict(self.state["model"])
+            first.load(self.state["phase"])
+            self.state = None
+        reports = config.tune.reports
+        every = math.ceil(settings.epochs / reports)
+        chosen = torch.randperm(len(train), generator=keyed_generator("cpu", config.seed, "bound"))
+        some = train[chosen[: config.tune.num_images]]
+
+        def encoder_draws(n: int, generator: torch.Generator) -> Tensor:
+            # What a perfect sampler would give with this autoencoder: a figure of the same kind, before there is one.
+            network = first.averaged
+            parts = []
+            for part in some[torch.arange(n) % len(some)].split(_CHUNK):
+                posterior = split_posterior(network["encoder"](as_float(part.to(world.device))))  # type: ignore[index]
+                noise = torch.randn(posterior.mean.shape, generator=generator, device=world.device)
+                parts.append(torch.sigmoid(network["decoder"](posterior.draw(noise)).float()))  # type: ignore[index]
+            return torch.cat(parts)
+
+        for epoch in first.epochs():
+            if epoch % every == 0 or epoch == settings.epochs:
+                progress = max(1, reports * epoch // settings.epochs)
+                self._intermediate(first, progress, encoder_draws, first.history[-1]["validation_mse"])
+        first.adopt_average()
+        return bool(settings.fused)
+
+    @torch.no_grad()
+    def _generate(self, phase: SamplerPhase, n: int, generator: torch.Generator) -> Tensor:
+        """(n, C, H, W) images in [0, 1] of the sampler as it is now."""
+        model = self.model
+        latents = model.whitening.unwhiten(phase.averaged(model.draw_base(n, generator)))
+        return torch.cat([model.decode(part) for part in latents.split(_CHUNK)])
+
+    @torch.no_grad()
+    def _judge(
+        self, generate: Callable[[int, torch.Generator], Tensor], draws: int, reconstruction: float
+    ) -> dict[str, float]:
+        settings, series, rates = self.config.tune, [], []
+        for draw in range(draws):
+            generator = keyed_generator(self.world.device, self.config.seed, "tune", draw)
+            started = time.perf_counter()
+            images = generate(settings.num_images, generator)
+            features = self.extractor(images)  # waits for the device
+            rates.append(settings.num_images / (time.perf_counter() - started))
+            series.append(image_figures(features, self.real, self.config.evaluate.neighbours))
+        figures = {name: sum(values[name] for values in series) / draws for name in series[0]}
+        spread = math.sqrt(sum((values["fd"] - figures["fd"]) ** 2 for values in series) / max(1, draws - 1))
+        return figures | {"fd_spread": spread, "reconstruction": reconstruction, "images_per_s": max(rates)}
+
+    @torch.no_grad()
+    def _intermediate(self, phase: Phase, progress: int, generate: Any, reconstruction: float) -> None:
+        figures: dict[str, float] = {}
+        if self.world.rank == 0:
+            if self.metric == "fd":  # the others of `_judge` take longer than the images themselves
+                generator = keyed_generator(self.world.device, self.config.seed, "tune", 0)
+                features = self.extractor(generate(self.config.tune.num_images, generator))
+                figures = {"fd": frechet_distance(features, self.real)}
+            else:
+                figures = self._judge(generate, 1, reconstruction)
+            self._save(phase, progress)
+        self._tell(progress, figures, finished=False)
+
+    def _tell(self, progress: int, figures: dict[str, float], finished: bool) -> None:
+        objective = figures.get(self.metric, WORST)
+        if figures and not math.isfinite(objective):
+            raise FloatingPointError(f"{self.metric} is not finite")
+        self.report(
+            {"progress": progress, "objective": objective, "figures": figures, "finished": finished, "failure": ""}
+        )
+
+    def _seconds(self) -> float:
+        return self.before + time.perf_counter() - self.started
+
+    def _save(self, phase: Phase, progress: int) -> None:
+        state = {"model": self.model.state_dict(), "phase": phase.state(), "seconds": self._seconds()}
+        self.checkpoints.save(state, progress)
+
+
+def run_trial(job: dict[str, Any], common: Common, world: World, report: Report) -> None:
+    """Train one trial, from its last checkpoint where there is one.
+
+    Args:
+        job: `config` (dict), `run` (URL of the run's folder), `study`, `number`, `threads`.
+        common: what all trials share.
+        world: this rank.
+        report: called on every rank with `progress` (reports done, out of `tune.reports` a phase), `objective` (the
+            first metric), `figures` (the last report has all of them), `finished`, and `failure`: the reason when
+            the trial cannot go on, which is reported and not raised, because trying again would end the same way.
+    """
+    torch.set_num_threads(job["threads"])
+    try:
+        _Trial(job, common, world, report).train()
+    except Exception as error:
+        # On several ranks only this error is sure to be on all of them; otherwise the others would wait for ever.
+        if world.size > 1 and not isinstance(error, NonFiniteLossError):
+            raise
+        report(
+            {
+                "progress": 0,
+                "objective": -WORST if Config.model_validate(job["config"]).tune.metrics[0] in MAXIMISED else WORST,
+                "figures": {},
+                "finished": False,
+                "failure": failure_reason(error),
+            }
+        )

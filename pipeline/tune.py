@@ -1,0 +1,275 @@
+"""Search hyperparameters with Ray Tune and Optuna; docs/tuning.md tells how.
+
+Reads the data set, and where only the sampler is searched the run's own autoencoder; both are made first if they
+are missing. Writes `tune/best.yaml`, a configuration for `python -m pipeline.run --config`, `tune/trials.parquet`,
+pictures and the Optuna study. Killed at any moment, the same command goes on.
+"""
+
+import json
+import logging
+import os
+import warnings
+from typing import Any
+
+import yaml
+
+from pipeline import prepare, train
+from pipeline.cli import main
+from pipeline.cluster import connect, in_job, use_cuda
+from pipeline.config import override
+from pipeline.dataset import load_split, read_dataset_manifest
+from pipeline.errors import ConfigError
+from pipeline.extractors import build_extractor
+from pipeline.plots import Picture
+from pipeline.schema import Config
+from pipeline.space import SearchSpace, build_space
+from pipeline.stage import Manifest, run_folder, run_stage, say
+from pipeline.storage import Folder, fingerprint
+from pipeline.trial import Common, Shared, reconstruction_error
+from pipeline.weights import load_model
+
+__all__ = ["run"]
+
+# Keys of `tune` that change how the search is carried out, not what a trial's figures mean.
+_OPERATIONAL = {
+    "start_from",
+    "num_samples",
+    "sampler",
+    "scheduler",
+    "max_concurrent",
+    "cpus_per_trial",
+    "gpus_per_trial",
+    "max_failures",
+    "study_url",
+}
+_SHOWN = ("fd", "kid", "precision", "recall", "coverage", "reconstruction", "images_per_s")
+
+
+def _common(config: Config, run: Folder, space: SearchSpace) -> Common:
+    """Extractor and features of the validation images; the shared autoencoder and encodings."""
+    data = read_dataset_manifest(run)
+    validation = load_split(run, "validation").pixels
+    extractor = build_extractor(run, config.evaluate, config.seed, data)
+    shared = None
+    if space.only_sampler:
+        model = load_model(run)
+        weights = {
+            name: tensor for name, tensor in model.state_dict().items() if name.startswith(("encoder.", "decoder."))
+        }
+        encodings = model.encodings(load_split(run, "train").pixels)
+        shared = Shared(weights, encodings, model.encodings(validation), reconstruction_error(model, validation))
+    shape = data.info["shape"]
+    return Common((shape[0], shape[1], shape[2]), extractor, extractor(validation), shared)
+
+
+def _resources(config: Config) -> tuple[dict[str, float], int]:
+    """(Ray resources of a trial's own process, how many trials fit at a time)."""
+    import ray
+
+    settings, cluster = config.tune, ray.cluster_resources()
+    cpus, gpus = int(cluster.get("CPU", 1)), cluster.get("GPU", 0.0)
+    cuda = use_cuda(config.train.device)
+    if config.train.num_workers > 1:
+        # The driver of a trial must not take what its workers need, or all of them would wait for each other.
+        fit, needed = int(gpus if cuda else cpus) // config.train.num_workers, config.train.num_workers
+        own: dict[str, float] = {"memory": 2**20}
+        what = f"{needed} {'GPUs' if cuda else 'CPUs'} (train.num_workers)"
+    else:
+        share = settings.gpus_per_trial if settings.gpus_per_trial is not None else float(cuda)
+        fit = cpus // settings.cpus_per_trial
+        if share:
+            fit = min(fit, int(gpus / share + 1e-9) if share <= 1 else int(gpus // share))
+        own = {"CPU": settings.cpus_per_trial} | ({"GPU": share} if share else {})
+        what = f"{settings.cpus_per_trial} CPUs and {share:g} GPUs (tune.cpus_per_trial, tune.gpus_per_trial)"
+    if fit < 1 and config.ray.address is None and not in_job():
+        raise ConfigError(f"tune: a trial needs {what}, Ray has {cpus} CPUs and {gpus:g} GPUs")
+    fit = max(fit, 1)
+    return own, min(fit, settings.max_concurrent) if settings.max_concurrent else fit
+
+
+def _sweep(config: Config, run: Folder, space: SearchSpace, study: Any, storage: Any) -> None:
+    """Evaluate what the study still lacks."""
+    os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # whose table of the configuration cannot be turned off
+    from ray import tune
+
+    from pipeline.search import StudyScheduler, StudySearch
+    from pipeline.study import build_sampler, directions, finished
+    from pipeline.trial_process import nested_trial, single_trial
+
+    settings = config.tune
+    several = config.train.num_workers > 1
+    own, concurrent = _resources(config)
+    name, trials = study.study_name, len(study.get_trials(deepcopy=False))
+    sampler = build_sampler(settings, config.seed, trials)
+    search = StudySearch(space, sampler, study, storage, run, directions(settings))
+    left = max(settings.num_samples - len(finished(study)), len(search.interrupted))
+    if left <= 0:
+        return
+    scheduler = None
+    if settings.scheduler == "asha" and len(settings.metrics) == 1:
+        scheduler = StudyScheduler(config, 1 if space.only_sampler else 2, study)
+    shares = "one autoencoder and its encodings" if space.only_sampler else "nothing: each trains both phases"
+    say(
+        f"tune: {left} trials to go, {concurrent} at a time; they share {shares}"
+        + (f"; {len(search.interrupted)} go on from their checkpoints" if search.interrupted else "")
+    )
+    job = {"run": run.url, "study": name, "threads": settings.cpus_per_trial}
+    common = _common(config, run, space)
+    trainable = tune.with_parameters(nested_trial if several else single_trial, job=job, common=common)
+    run.remove("tune/ray")  # Tune's snapshot of an earlier session; the study knows better
+    filesystem, path = (run / "tune/ray").for_arrow()
+    tune.Tuner(
+        tune.with_resources(trainable, own),
+        tune_config=tune.TuneConfig(
+            search_alg=search,
+            scheduler=scheduler,
+            num_samples=left,
+            max_concurrent_trials=concurrent,
+            reuse_actors=not several,  # a process that has imported torch serves one trial after the other
+            trial_dirname_creator=lambda trial: f"{trial.config['number']:05d}",
+        ),
+        run_config=tune.RunConfig(
+            name=name,
+            storage_path=path,
+            storage_filesystem=filesystem,
+            failure_config=tune.FailureConfig(max_failures=settings.max_failures),
+            verbose=0,
+        ),
+    ).fit()
+    if len(finished(study)) < settings.num_samples:
+        raise KeyboardInterrupt  # Tune catches it and returns
+
+
+def _best_yaml(config: Config, overrides: dict[str, Any]) -> str:
+    """The best trial's configuration, under a name of its own, without the search itself."""
+    best = override(config, overrides | {"name": f"{config.name}-best"}).model_dump(mode="json", exclude={"tune"})
+    return yaml.safe_dump(best, sort_keys=False, width=100)
+
+
+def _tell(config: Config, default: dict[str, float], best: Any) -> None:
+    """The table in the terminal: the config's own values against the best trial."""
+    found = best.user_attrs["figures"]
+    shown = [figure for figure in _SHOWN if figure in found]
+    say(f"{'trial':22}" + "".join(f"{figure:>16}" for figure in shown))
+    for label, figures in (("defaults (0)", default), (f"best ({best.number})", found)):
+        say(f"{label:22}" + "".join(f"{figures.get(figure, float('nan')):>16.4g}" for figure in shown))
+    content = config.model_dump(mode="json")
+    for path, value in best.user_attrs["overrides"].items():
+        section, _, key = path.partition(".")
+        say(f"  {path}: {content[section][key]} -> {value}")
+
+
+def _results(config: Config, run: Folder, study: Any, name: str) -> tuple[list[str], dict[str, Any]]:
+    """Write everything that follows from the study."""
+    from pipeline.study import best_trial, finished, table_bytes, trials_table
+    from pipeline.tune_plots import search_pictures
+
+    best, trials = best_trial(study), finished(study)
+    default = next((trial for trial in trials if trial.user_attrs.get("origin") == "defaults"), None)
+    figures = default.user_attrs.get("figures", {}) if default is not None else {}
+    front = sorted(trial.number for trial in study.best_trials)
+    files = {
+        "tune/best.yaml": _best_yaml(config, best.user_attrs["overrides"]).encode(),
+        "tune/trials.parquet": table_bytes(trials_table(study)),
+    }
+    pictures: list[Picture] = search_pictures(study, config.tune.metrics)
+    grids = {"default": default, "best": best}
+    for which, trial in grids.items():
+        grid = f"tune/grids/{name}/{trial.number:05d}.png" if trial is not None else ""
+        if trial is not None and run.exists(grid):
+            words = f"Images of the {which} configuration, trial {trial.number}"
+            pictures.append(Picture(f"grid-{which}", run.read(grid), None, words))
+    for picture in pictures:
+        files |= {f"tune/{file}": content for file, content in picture.files.items()}
+    for old in run.files("tune/*.png"):
+        run.remove(old)
+    for file, content in files.items():
+        run.write(file, content)
+    run.remove("tune/checkpoints")
+    states = [trial.state.name for trial in trials]
+    say(
+        f"tune: {len(trials)} trials: {states.count('COMPLETE')} completed, {states.count('PRUNED')} stopped early, "
+        f"{states.count('FAIL')} failed"
+    )
+    _tell(config, figures, best)
+    if len(config.tune.metrics) > 1:
+        say(f"Pareto front ({', '.join(config.tune.metrics)}): trials {', '.join(map(str, front))}")
+    say(f"tune: {run.url}/tune/best.yaml")
+    info = {
+        "study": name,
+        "trials": {state: states.count(state) for state in ("COMPLETE", "PRUNED", "FAIL")},
+        "metrics": list(config.tune.metrics),
+        "best": {"number": best.number, "overrides": best.user_attrs["overrides"]} | _numbers(best),
+        "default": _numbers(default),
+        "pareto": front,
+        "pictures": {picture.name: picture.alt for picture in pictures},
+    }
+    return list(files), info
+
+
+def _numbers(trial: Any) -> dict[str, Any]:
+    return {"figures": trial.user_attrs.get("figures", {}) if trial is not None else {}}
+
+
+def run(config: Config, force: bool = False) -> Manifest:
+    """Search `tune.space`, unless that is done; raising `tune.num_samples` goes on.
+
+    Args:
+        config: the run's configuration.
+        force: begin a new study.
+
+    Returns:
+        The stage's manifest; `info` holds the best trial and the defaults' figures.
+
+    Raises:
+        ConfigError: with every mistake in the search space, or if a trial does not fit the cluster.
+        PipelineError: if no trial completed, with the reasons.
+    """
+    import optuna
+
+    from pipeline.study import directions, enqueue_points, open_storage
+
+    space = build_space(config)
+    if in_job() and "://" not in config.storage and not config.storage.startswith(("/", "~")):
+        say(
+            f"warning: storage={config.storage} is relative, and a job runs in a temporary copy of the folder that "
+            f"was submitted; results go to {run_folder(config).url}; give an absolute path or a URL to keep them"
+        )
+    warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    logging.getLogger("ray.tune").setLevel(logging.ERROR)
+    parts: dict[str, Any] = {"data": prepare.run(config).digest, "seed": config.seed}
+    if space.only_sampler:
+        parts["train"] = train.run(config).digest
+    else:
+        parts["train"] = config.train.model_dump(mode="json", exclude={"device", "num_workers", "checkpoint_epochs"})
+    parts["model"] = config.model.model_dump(mode="json")
+    parts["sampler"] = config.sampler.model_dump(mode="json", exclude={"checkpoint_steps"})
+    features = {"extractor", "inception_weights", "classifier_epochs", "neighbours"}
+    parts["features"] = config.evaluate.model_dump(mode="json", include=features)
+    parts["tune"] = config.tune.model_dump(mode="json", exclude=_OPERATIONAL)
+    name = f"{config.name}-{fingerprint(parts)[:8]}"
+
+    def work(folder: Folder, _: str) -> tuple[list[str], dict[str, Any]]:
+        storage = open_storage(folder, config.tune.study_url)
+        if force:
+            if name in optuna.get_all_study_names(storage):
+                optuna.delete_study(study_name=name, storage=storage)
+            folder.remove(f"tune/checkpoints/{name}")
+        study = optuna.create_study(
+            study_name=name, storage=storage, directions=directions(config.tune), load_if_exists=True
+        )
+        enqueue_points(study, space)
+        several = config.train.num_workers > 1
+        # A stopped trial's workers are only cleaned up where the dashboard runs: without it the search would hang.
+        ray = config.ray.model_copy(update={"dashboard": config.ray.dashboard or several})
+        with connect(config.model_copy(update={"ray": ray})):
+            _sweep(config, folder, space, study, storage)
+        return _results(config, folder, study, name)
+
+    parts |= {"num_samples": config.tune.num_samples, "start_from": json.dumps(config.tune.start_from)}
+    return run_stage(config, "tune", parts, work, force)
+
+
+if __name__ == "__main__":
+    main("tune")
