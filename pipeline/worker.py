@@ -24,7 +24,7 @@ from pipeline.storage import Folder
 from pipeline.weights import build_model, write_model
 from pipeline.world import World
 
-__all__ = ["resolve_auto", "train_worker"]
+__all__ = ["resolve_auto", "train_worker", "train_world"]
 
 
 def resolve_auto(config: TrainConfig, device: torch.device, network: str) -> TrainConfig:
@@ -46,7 +46,8 @@ def resolve_auto(config: TrainConfig, device: torch.device, network: str) -> Tra
     return config.model_copy(update=chosen)
 
 
-def _world() -> World:
+def train_world() -> World:
+    """This worker's place in its Ray Train group."""
     import ray.train
     import ray.train.torch
 
@@ -141,7 +142,7 @@ def train_worker(job: dict[str, Any]) -> dict[str, Any]:
     """
     torch.set_num_threads(job["threads"])
     config, run = Config.model_validate(job["config"]), Folder(job["run"])
-    world = _world()
+    world = train_world()
     train, validation = load_split(run, "train").pixels, load_split(run, "validation").pixels
     shape = (train.shape[1], train.shape[2], train.shape[3])
     torch.manual_seed(config.seed)  # initial weights; everything later is keyed by step
