@@ -148,9 +148,7 @@ class SamplerConfig(_Section):
     )
     particles: Annotated[int, Field(ge=4, le=65536)] = Field(512, description="n, latents per step, over all workers")
     posterior_noise: Fraction = Field(1.0, description="share of the posterior's standard deviation in the targets")
-    base: Literal["normal", "gmm"] = Field(
-        "normal", description="what the net transforms: N(0, I) or a fitted mixture"
-    )
+    base: Literal["normal", "gmm"] = Field("gmm", description="what the net transforms: N(0, I) or a fitted mixture")
     base_components: Count = Field(10, description="components of base gmm")
     width: Count = Field(256, description="hidden units of the residual MLP")
     depth: Count = Field(3, description="residual blocks")

@@ -31,6 +31,7 @@ SMALL = [
     "sampler.depth=1",
     "sampler.particles=32",
     "sampler.steps=20",
+    "sampler.base=normal",
     "train.epochs=4",
     "train.batch_size=16",
     "train.bf16=false",
