@@ -2,12 +2,15 @@
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 from pipeline.cli import main
 from pipeline.config import Config, describe_keys, dump_yaml, load_config
 from pipeline.errors import ConfigError, PipelineError
+
+ROOT = Path(__file__).parents[2]
 
 
 def mistakes(*overrides):
@@ -137,7 +140,7 @@ def test_yaml_round_trip(tmp_path):
 
 def test_help_lists_every_key_with_its_meaning(capsys):
     with pytest.raises(SystemExit) as status:
-        main("prepare", "What it does.", lambda config, force: None, ["--help"])
+        main("prepare", ["--help"])
     assert status.value.code == 0
     text = capsys.readouterr().out
     words = " ".join(text.split())
@@ -156,7 +159,7 @@ def test_help_lists_every_key_with_its_meaning(capsys):
         (KeyboardInterrupt(), 130, "\ninterrupted"),
     ],
 )
-def test_exit_status(error, status, printed, capsys):
+def test_exit_status(error, status, printed, capsys, monkeypatch):
     seen = []
 
     def run(config, force):
@@ -164,12 +167,13 @@ def test_exit_status(error, status, printed, capsys):
         if error is not None:
             raise error
 
+    monkeypatch.setattr("pipeline.prepare.run", run)
     arguments = ["--force", "train.epochs=3"]
     if status is None:
-        main("prepare", "", run, arguments)
+        main("prepare", arguments)
     else:
         with pytest.raises(SystemExit) as stop:
-            main("prepare", "", run, arguments)
+            main("prepare", arguments)
         assert stop.value.code == status
     assert seen == [(3, True)]
     assert capsys.readouterr().err.startswith(printed)
@@ -177,7 +181,7 @@ def test_exit_status(error, status, printed, capsys):
 
 def test_unknown_option_is_bad_usage(capsys):
     with pytest.raises(SystemExit) as status:
-        main("prepare", "", lambda config, force: None, ["--nonsense"])
+        main("prepare", ["--nonsense"])
     assert status.value.code == 2
 
 
@@ -209,3 +213,12 @@ def test_interpolation_is_refused_with_every_other_mistake(override, monkeypatch
 def test_an_unknown_top_level_key_lists_the_sections():
     with pytest.raises(ConfigError, match=r"zzz: unknown key; known here: .*data.*name.*sampler.*train"):
         load_config(overrides=["zzz=1"])
+
+
+def test_the_shipped_digits_file_is_the_defaults():
+    assert load_config(ROOT / "configs" / "digits.yaml") == Config()
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*.yaml")), ids=lambda path: path.name)
+def test_every_shipped_config_is_valid(path):
+    assert load_config(path).name

@@ -1,0 +1,118 @@
+"""Feature extractors: what they are called, that they are kept, and that Inception takes weights from a path."""
+
+import numpy as np
+import pytest
+import torch
+
+from pipeline.config import load_config
+from pipeline.dataset import Images, read_dataset_manifest, write_split
+from pipeline.errors import ConfigError, PipelineError
+from pipeline.extractors import build_extractor, train_classifier
+from pipeline.stage import run_folder, run_stage
+
+
+def make_run(tmp_path, labels=True, shape=(1, 8, 8)):
+    """A run with two classes of images that differ in brightness."""
+    config = load_config(None, [f"storage={tmp_path}", "evaluate.classifier_epochs=30"])
+    rng = np.random.default_rng(0)
+
+    def work(run, _):
+        names = []
+        for split, n in (("train", 256), ("validation", 32), ("test", 64)):
+            y = rng.integers(0, 2, n)
+            x = (rng.integers(0, 100, (n, *shape)) + 120 * y[:, None, None, None]).astype(np.uint8)
+            names += write_split(run, split, x, y if labels else None, 1000)
+        classes = ["dark", "bright"] if labels else []
+        return names, {"shape": list(shape), "counts": {}, "classes": classes}
+
+    run_stage(config, "data", {}, work)
+    run = run_folder(config)
+    return run, config, read_dataset_manifest(run)
+
+
+def images(n=10, shape=(1, 8, 8)):
+    return torch.randint(0, 256, (n, *shape), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+
+
+def test_classifier_is_trained_once_and_kept_with_accuracy_and_hash(tmp_path):
+    run, config, data = make_run(tmp_path)
+    first = build_extractor(run, config.evaluate, 0, data)
+    assert first.figure == "FD-classifier"
+    assert first.accuracy is not None
+    assert first.accuracy > 0.95
+    features = first(images())
+    assert features.shape == (10, 64)
+    assert features.dtype == torch.float64
+    written = run.filesystem.modified(run.path("evaluation/classifier.safetensors"))
+    again = build_extractor(run, config.evaluate, 0, data)
+    assert again.describe() == first.describe()
+    assert torch.equal(again(images()), features)
+    assert run.filesystem.modified(run.path("evaluation/classifier.safetensors")) == written
+
+
+def test_a_damaged_classifier_is_refused_by_name(tmp_path):
+    run, config, data = make_run(tmp_path)
+    build_extractor(run, config.evaluate, 0, data)
+    run.write("evaluation/classifier.safetensors", b"garbage")
+    with pytest.raises(PipelineError, match=r"evaluation/classifier\.safetensors is damaged"):
+        build_extractor(run, config.evaluate, 0, data)
+
+
+def test_without_labels_auto_is_random_and_classifier_is_an_error(tmp_path):
+    run, config, data = make_run(tmp_path, labels=False)
+    extractor = build_extractor(run, config.evaluate, 0, data)
+    assert (extractor.figure, extractor.accuracy) == ("FD-random", None)
+    assert torch.equal(extractor(images()), build_extractor(run, config.evaluate, 5, data)(images()))
+    asked = config.evaluate.model_copy(update={"extractor": "classifier"})
+    with pytest.raises(ConfigError, match=r"needs labels.*evaluate\.extractor=inception"):
+        build_extractor(run, asked, 0, data)
+
+
+@pytest.mark.parametrize("shape", [(1, 8, 8), (1, 28, 28), (3, 32, 32), (3, 64, 64)])
+def test_classifier_takes_every_image_shape(shape):
+    train = Images(images(16, shape), torch.arange(16) % 2, ("a", "b"))
+    network = train_classifier(train, epochs=1, seed=0)
+    assert network(torch.rand(3, *shape)).shape == (3, 2)
+
+
+@pytest.fixture(scope="module")
+def inception_weights(tmp_path_factory):
+    """A file of untrained Inception weights in torch-fidelity's format."""
+    module = pytest.importorskip("torch_fidelity.feature_extractor_inceptionv3")
+    path = tmp_path_factory.mktemp("weights") / "inception.pth"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module.FeatureExtractorInceptionV3, "load_state_dict", lambda self, state: None)
+        patch.setattr(module.torch, "load", lambda *args, **kwargs: {})
+        network = module.FeatureExtractorInceptionV3(
+            "inception-v3-compat", ["2048"], feature_extractor_weights_path="unused"
+        )
+    torch.save(network.state_dict(), path)
+    return path
+
+
+def test_inception_takes_weights_from_a_path_and_is_called_fid(tmp_path, inception_weights):
+    run, config, data = make_run(tmp_path)
+    settings = config.evaluate.model_copy(
+        update={"extractor": "inception", "inception_weights": str(inception_weights)}
+    )
+    extractor = build_extractor(run, settings, 0, data)
+    assert extractor.figure == "FID"
+    features = extractor(images(2))
+    assert features.shape == (2, 2048)
+    assert torch.isfinite(features).all()
+
+
+def test_inception_weights_that_would_be_unpickled_are_refused(tmp_path):
+    pytest.importorskip("torch_fidelity")
+    run, config, data = make_run(tmp_path)
+
+    class Evil:
+        def __reduce__(self):
+            return (print, ("executed",))
+
+    path = tmp_path / "evil.pth"
+    torch.save({"weights": Evil()}, path)
+    for file, message in ((path, "no plain tensor file"), (tmp_path / "missing.pth", "does not exist")):
+        settings = config.evaluate.model_copy(update={"extractor": "inception", "inception_weights": str(file)})
+        with pytest.raises(ConfigError, match=message):
+            build_extractor(run, settings, 0, data)
