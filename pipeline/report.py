@@ -28,6 +28,7 @@ from pipeline.history import read_history
 from pipeline.plots import Picture, dots, image_grid, plane, training_curves
 from pipeline.stage import Manifest, read_manifest, run_folder, run_stage, say
 from pipeline.storage import Folder
+from pipeline.tune_plots import stored_pictures
 from pipeline.weights import load_model
 
 __all__ = ["Cell", "format_column", "interpolate", "render", "run"]
@@ -241,6 +242,9 @@ def _make(config: Config, folder: Folder, manifests: dict[str, Manifest]) -> tup
         alt = f"{figure} of each generator: " + ", ".join(f"{names[key]} {fd[key]:.4g}" for key in shown)
         distances = Picture.both(draw, "distances", alt)
         pictures.append(distances)
+    search = manifests.get("tune")
+    searched = stored_pictures(folder, search) if search else {}
+    pictures += searched.values()
     page = render(
         {
             "config": config,
@@ -257,6 +261,8 @@ def _make(config: Config, folder: Folder, manifests: dict[str, Manifest]) -> tup
             "model": model.config,
             "machine": _machine(),
             "num_samples": len(samples),
+            "search": search.info if search else None,
+            "searched": searched,
             **table,
         }
     )
@@ -283,6 +289,8 @@ def run(config: Config, force: bool = False) -> Manifest:
     """
     folder = run_folder(config)
     manifests = {stage: read_manifest(folder, stage, f"pipeline.{module}") for stage, module in STAGES.items()}
+    if folder.exists("tune/manifest.json"):  # not every run is searched
+        manifests["tune"] = read_manifest(folder, "tune", "pipeline.tune")
     # The page shows the whole configuration, so all of it counts.
     depends_on = {"config": config.model_dump(mode="json")} | {key: m.digest for key, m in manifests.items()}
     manifest = run_stage(config, "report", depends_on, lambda to, _: _make(config, to, manifests), force)

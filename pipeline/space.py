@@ -5,6 +5,7 @@ A key is searched under its dotted path. A list has no bounds, so the kernel ban
 """
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -188,7 +189,7 @@ def _key_mistakes(config: Config, path: str, spec: Distribution) -> list[str]:
         try:
             override(config, values)
         except ConfigError as error:
-            mistakes += [line.strip().partition(": ")[2] or line.strip() for line in str(error).splitlines()[1:]]
+            mistakes += [re.sub(r"^[\w.]+: ", "", line.strip()) for line in str(error).splitlines()[1:]]
     workers = config.train.num_workers
     if path in ("sampler.particles", "train.batch_size") and not mistakes and workers > 1:
         sizes = _probes(spec) + ([spec.step or 1] if spec.type == "int" else [])

@@ -42,6 +42,7 @@ WORST = 1e12  # the objective of a failed trial: finite, because a NaN would lea
 _GRID = 8  # images per side of a trial's sample grid
 _CHUNK = 1000  # images per pass of decoder and extractor
 
+Generate = Callable[[int, torch.Generator], Tensor]  # n -> (n, C, H, W) images in [0, 1]
 # Takes `progress`, `objective`, `figures`, `finished`, `failure`; called on every rank.
 Report = Callable[[dict[str, Any]], None]
 
@@ -229,9 +230,7 @@ class _Trial:
         return torch.cat([model.decode(part) for part in latents.split(_CHUNK)])
 
     @torch.no_grad()
-    def _judge(
-        self, generate: Callable[[int, torch.Generator], Tensor], draws: int, reconstruction: float
-    ) -> dict[str, float]:
+    def _judge(self, generate: Generate, draws: int, reconstruction: float) -> dict[str, float]:
         settings, series, rates = self.config.tune, [], []
         for draw in range(draws):
             generator = keyed_generator(self.world.device, self.config.seed, "tune", draw)
@@ -245,7 +244,7 @@ class _Trial:
         return figures | {"fd_spread": spread, "reconstruction": reconstruction, "images_per_s": max(rates)}
 
     @torch.no_grad()
-    def _intermediate(self, phase: Phase, progress: int, generate: Any, reconstruction: float) -> None:
+    def _intermediate(self, phase: Phase, progress: int, generate: Generate, reconstruction: float) -> None:
         figures: dict[str, float] = {}
         if self.world.rank == 0:
             if self.metric == "fd":  # the others of `_judge` take longer than the images themselves
@@ -261,9 +260,8 @@ class _Trial:
         objective = figures.get(self.metric, WORST)
         if figures and not math.isfinite(objective):
             raise FloatingPointError(f"{self.metric} is not finite")
-        self.report(
-            {"progress": progress, "objective": objective, "figures": figures, "finished": finished, "failure": ""}
-        )
+        end = {"finished": finished, "failure": ""}
+        self.report({"progress": progress, "objective": objective, "figures": figures} | end)
 
     def _seconds(self) -> float:
         return self.before + time.perf_counter() - self.started

@@ -83,8 +83,9 @@ def _resources(config: Config) -> tuple[dict[str, float], int]:
         what = f"{settings.cpus_per_trial} CPUs and {share:g} GPUs (tune.cpus_per_trial, tune.gpus_per_trial)"
     if fit < 1 and config.ray.address is None and not in_job():
         raise ConfigError(f"tune: a trial needs {what}, Ray has {cpus} CPUs and {gpus:g} GPUs")
-    fit = max(fit, 1)
-    return own, min(fit, settings.max_concurrent) if settings.max_concurrent else fit
+    if fit < 1:  # a cluster that scales by demand starts without any
+        return own, settings.max_concurrent or 1
+    return own, min(fit, settings.max_concurrent or fit)
 
 
 def _sweep(config: Config, run: Folder, space: SearchSpace, study: Any, storage: Any) -> None:

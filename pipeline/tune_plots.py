@@ -7,13 +7,15 @@ from typing import Any
 import numpy as np
 import optuna
 from optuna.distributions import CategoricalDistribution
-from optuna.importance import get_param_importances
+from optuna.importance import FanovaImportanceEvaluator, get_param_importances
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
 from pipeline.plots import LIGHT, Picture, Theme, _figure, _png
+from pipeline.stage import Manifest
+from pipeline.storage import Folder
 
-__all__ = ["history", "importances", "parallel_coordinates", "search_pictures"]
+__all__ = ["history", "importances", "parallel_coordinates", "search_pictures", "stored_pictures"]
 
 _LEAST_TRIALS = 4  # fewer say nothing of importance
 
@@ -138,6 +140,20 @@ def front(trials: Sequence[FrozenTrial], best: set[int], metrics: Sequence[str],
     return _png(figure)
 
 
+def stored_pictures(run: Folder, manifest: Manifest) -> dict[str, Picture]:
+    """The pictures of a finished search, by name, for the report's page."""
+
+    def read(name: str) -> bytes:
+        return run.read_verified(name, manifest.outputs[name]["sha256"])
+
+    pictures = {}
+    for name, alt in manifest.info["pictures"].items():
+        dark = f"tune/{name}-dark.png"
+        both = read(f"tune/{name}.png"), read(dark) if dark in manifest.outputs else None
+        pictures[name] = Picture(f"search-{name}", *both, alt)
+    return pictures
+
+
 def search_pictures(study: optuna.Study, metrics: Sequence[str]) -> list[Picture]:
     """The pictures that a study has enough trials for."""
     trials = [trial for trial in study.get_trials(deepcopy=False) if trial.state.is_finished()]
@@ -151,7 +167,9 @@ def search_pictures(study: optuna.Study, metrics: Sequence[str]) -> list[Picture
     draw: Any = partial(parallel_coordinates, done, names, metrics[0], maximise)
     pictures.append(Picture.both(draw, "parallel", alt))
     if len(done) >= _LEAST_TRIALS and len({trial.values[0] for trial in done}) > 1:
-        shares = get_param_importances(study, target=lambda trial: trial.values[0])
+        shares = get_param_importances(
+            study, evaluator=FanovaImportanceEvaluator(seed=0), target=lambda trial: trial.values[0]
+        )
         alt = (
             "Importance for " + metrics[0] + ": " + ", ".join(f"{name} {share:.0%}" for name, share in shares.items())
         )
