@@ -81,5 +81,5 @@ def load_state(folder: str | Path, name: str = "") -> dict[str, Any]:
     except (FileNotFoundError, ValueError, KeyError, TypeError) as error:
         raise PipelineError(f"checkpoint {name} is incomplete or damaged: {error}") from None
     if (fingerprint(structure), sha256(content)) != hashes:
-        raise PipelineError(f"checkpoint {name} is damaged: its content does not match the hashes in state.json")
+        raise PipelineError(f"checkpoint {name} is damaged: its content does not match the sha256 in state.json")
     return _join(structure, load(content))
