@@ -2,6 +2,7 @@
 
 import logging
 import os
+import socket
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -26,6 +27,20 @@ for _name, _value in _ENVIRONMENT.items():
 def in_job() -> bool:
     """Whether this process is the entrypoint of a submitted Ray job."""
     return "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ or "RAY_ADDRESS" in os.environ
+
+
+def _dashboard() -> dict[str, Any]:
+    """Where the dashboard listens, told to every process: with a second Ray on the machine they could not find it."""
+    for wanted in (8265, 0):  # Ray's usual port, or any
+        with socket.socket() as probe:
+            try:
+                probe.bind(("127.0.0.1", wanted))
+            except OSError:
+                continue
+            port = probe.getsockname()[1]
+            break
+    address = {"RAY_API_SERVER_ADDRESS": f"http://127.0.0.1:{port}"}
+    return {"dashboard_port": port, "runtime_env": {"env_vars": address}}
 
 
 @contextmanager
@@ -56,6 +71,7 @@ def connect(config: Config) -> Iterator[None]:
             include_dashboard=settings.dashboard,
             object_store_memory=settings.object_store_mb * 2**20,
             **common,
+            **(_dashboard() if settings.dashboard else {}),
         )
     try:
         yield

@@ -25,7 +25,8 @@ SWEEP = [
     "tune.sampler=random",
     "tune.num_images=200",
     "tune.draws=1",
-    "sampler.steps=1500",
+    "sampler.steps=600",
+    "sampler.checkpoint_steps=600",
     "tune.reports=30",
 ]
 
