@@ -242,8 +242,7 @@ def _make(config: Config, folder: Folder, manifests: dict[str, Manifest]) -> tup
         alt = f"{figure} of each generator: " + ", ".join(f"{names[key]} {fd[key]:.4g}" for key in shown)
         distances = Picture.both(draw, "distances", alt)
         pictures.append(distances)
-    search = manifests.get("tune")
-    searched = stored_pictures(folder, search) if search else {}
+    searched = stored_pictures(folder, manifests.get("tune"))
     pictures += searched.values()
     page = render(
         {
@@ -261,7 +260,6 @@ def _make(config: Config, folder: Folder, manifests: dict[str, Manifest]) -> tup
             "model": model.config,
             "machine": _machine(),
             "num_samples": len(samples),
-            "search": search.info if search else None,
             "searched": searched,
             **table,
         }

@@ -144,7 +144,6 @@ class _Trial:
         self.run, self.study = Folder(job["run"]), job["study"]
         self.common, self.world, self.report = common, world, report
         self.extractor, self.real = common.extractor.to(world.device), common.real.to(world.device)
-        self.metric = self.config.tune.metrics[0]
         self.checkpoints = _Checkpoints(self.run / f"tune/checkpoints/{self.study}/{self.number:05d}")
         self.state = self.checkpoints.load()
         self.before = self.state["seconds"] if self.state else 0.0
@@ -247,7 +246,7 @@ class _Trial:
     def _intermediate(self, phase: Phase, progress: int, generate: Generate, reconstruction: float) -> None:
         figures: dict[str, float] = {}
         if self.world.rank == 0:
-            if self.metric == "fd":  # the others of `_judge` take longer than the images themselves
+            if self.config.tune.metrics[0] == "fd":  # the others of `_judge` take longer than the images themselves
                 generator = keyed_generator(self.world.device, self.config.seed, "tune", 0)
                 features = self.extractor(generate(self.config.tune.num_images, generator))
                 figures = {"fd": frechet_distance(features, self.real)}
@@ -257,9 +256,10 @@ class _Trial:
         self._tell(progress, figures, finished=False)
 
     def _tell(self, progress: int, figures: dict[str, float], finished: bool) -> None:
-        objective = figures.get(self.metric, WORST)
+        metric = self.config.tune.metrics[0]
+        objective = figures.get(metric, WORST)
         if figures and not math.isfinite(objective):
-            raise FloatingPointError(f"{self.metric} is not finite")
+            raise FloatingPointError(f"{metric} is not finite")
         end = {"finished": finished, "failure": ""}
         self.report({"progress": progress, "objective": objective, "figures": figures} | end)
 

@@ -140,8 +140,10 @@ def front(trials: Sequence[FrozenTrial], best: set[int], metrics: Sequence[str],
     return _png(figure)
 
 
-def stored_pictures(run: Folder, manifest: Manifest) -> dict[str, Picture]:
-    """The pictures of a finished search, by name, for the report's page."""
+def stored_pictures(run: Folder, manifest: Manifest | None) -> dict[str, Picture]:
+    """The pictures of a finished search, by name, for the report's page; none without a search."""
+    if manifest is None:
+        return {}
 
     def read(name: str) -> bytes:
         return run.read_verified(name, manifest.outputs[name]["sha256"])

@@ -107,7 +107,7 @@ def test_all_mistakes_are_told_at_once():
     ("space", "overrides", "expected"),
     [
         ({"sampler.particles": {"type": "int", "low": 8, "high": 64}}, [], "particles is 512, outside 8…64"),
-        ({"sampler.base": {"type": "choice", "values": ["gmm"]}}, [], "not among the choices"),
+        ({"sampler.base": {"type": "choice", "values": ["normal"]}}, ["sampler.base=gmm"], "not among the choices"),
         (
             {"sampler.particles": {"type": "logint", "low": 8, "high": 1024}},
             ["train.num_workers=2"],
