@@ -121,20 +121,18 @@ def _stored_classifier(run: Folder, config: EvaluateConfig, seed: int, data_dige
         )
     made_of = {"data": data_digest, "seed": seed, "epochs": config.classifier_epochs}
     shape = (train.pixels.shape[1], train.pixels.shape[2], train.pixels.shape[3])
-    if run.exists(f"{_CLASSIFIER}.json") and (kept := run.read_json(f"{_CLASSIFIER}.json"))["made_of"] == made_of:
-        network = _classifier(shape, len(train.classes))
-        network.load_state_dict(load(run.read_verified(f"{_CLASSIFIER}.safetensors", kept["sha256"])))
-        network.eval()
-    else:
-        network = train_classifier(train, config.classifier_epochs, seed)
-        content = save({name: tensor.contiguous() for name, tensor in network.state_dict().items()})
-        kept = {
-            "made_of": made_of,
-            "accuracy": _accuracy(network, load_split(run, "test")),
-            "sha256": sha256(content),
-        }
+    kept = run.read_json(f"{_CLASSIFIER}.json") if run.exists(f"{_CLASSIFIER}.json") else {}
+    if kept.get("made_of") != made_of:
+        trained = train_classifier(train, config.classifier_epochs, seed)
+        content = save({name: tensor.contiguous() for name, tensor in trained.state_dict().items()})
+        accuracy = _accuracy(trained, load_split(run, "test"))
+        kept = {"made_of": made_of, "accuracy": accuracy, "sha256": sha256(content)}
         run.write(f"{_CLASSIFIER}.safetensors", content)
         run.write_json(f"{_CLASSIFIER}.json", kept)
+    # Always as stored: the trained one's memory format would give other last bits than a later process sees.
+    network = _classifier(shape, len(train.classes))
+    network.load_state_dict(load(run.read_verified(f"{_CLASSIFIER}.safetensors", kept["sha256"])))
+    network.eval()
     return Extractor("classifier", "FD-classifier", kept["sha256"], kept["accuracy"], network[:-1])
 
 

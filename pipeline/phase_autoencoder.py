@@ -42,13 +42,14 @@ class AutoencoderPhase(Phase):
             raise ValueError(f"{len(pixels)} training images are too few for {world.size} workers")
         self.steps_per_epoch = len(pixels) // self.batch
         autoencoder = nn.ModuleDict({"encoder": model.encoder, "decoder": model.decoder})
+        if config.channels_last:
+            # Before the averaged copy is made: averaging two memory formats would take a slow path.
+            autoencoder.to(memory_format=torch.channels_last)
         total = config.epochs * self.steps_per_epoch
         super().__init__(
             autoencoder, total, config.learning_rate, config.weight_decay, config.ema, bool(config.fused)
         )
         self.pixels, self.validation = pixels.to(world.device), validation.to(world.device)
-        if config.channels_last:
-            autoencoder.to(memory_format=torch.channels_last)
         encoder, decoder = (Cast(network, bool(config.bf16)) for network in (model.encoder, model.decoder))
         if config.compile:
             encoder.compile()
