@@ -39,7 +39,7 @@ def start(stage: str, storage: Path, *overrides: str) -> subprocess.Popen:
     )
 
 
-def finish(process: subprocess.Popen, expect: int = 0, timeout: float = 300) -> tuple[str, str]:
+def finish(process: subprocess.Popen, expect: int = 0, timeout: float = 900) -> tuple[str, str]:
     """Wait for a stage; its output, after checking its exit status."""
     out, err = process.communicate(timeout=timeout)
     assert process.returncode == expect, f"exit {process.returncode}\n{out}\n{err}"
@@ -51,7 +51,7 @@ def run(stage: str, storage: Path, *overrides: str, expect: int = 0) -> tuple[st
     return finish(start(stage, storage, *overrides), expect)
 
 
-def wait_for(condition: Callable[[], object], what: str, timeout: float = 120) -> None:
+def wait_for(condition: Callable[[], object], what: str, timeout: float = 300) -> None:
     """Poll until `condition()` is true."""
     end = time.monotonic() + timeout
     while not condition():
