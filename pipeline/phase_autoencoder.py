@@ -63,11 +63,13 @@ class AutoencoderPhase(Phase):
         """Epochs completed."""
         return self.step // self.steps_per_epoch
 
+    def _order(self, epoch: int) -> Tensor:
+        return torch.randperm(len(self.pixels), generator=keyed_generator("cpu", self.seed, "order", epoch))
+
     def batch_indices(self, step: int) -> Tensor:
         """Positions in the training split of the images of a step, over all ranks."""
         epoch, within = divmod(step, self.steps_per_epoch)
-        order = torch.randperm(len(self.pixels), generator=keyed_generator("cpu", self.seed, "order", epoch))
-        return order[within * self.batch : (within + 1) * self.batch]
+        return self._order(epoch)[within * self.batch : (within + 1) * self.batch]
 
     def epochs(self, progress: Progress | None = None) -> Iterator[int]:
         """Train epoch by epoch from the current position; yields the number of epochs completed.
@@ -78,8 +80,7 @@ class AutoencoderPhase(Phase):
         while self.step < self.total:
             started = time.perf_counter()
             epoch = self.epoch
-            order = torch.randperm(len(self.pixels), generator=keyed_generator("cpu", self.seed, "order", epoch))
-            order = order.to(self.world.device)
+            order = self._order(epoch).to(self.world.device)
             noise = keyed_generator(self.world.device, self.seed, "noise", epoch)
             said = started
             if self.config.consistency:

@@ -58,9 +58,8 @@ class SamplerPhase(Phase):
         super().__init__(model.sampler, config.steps, config.learning_rate, 0.0, config.ema, fused)
         self.model, self.config, self.world, self.seed = model, config, world, seed
         self.encodings, self.validation = encodings, validation
-        whitening = encodings.whitening()
-        model.set_whitening(whitening)
-        first = whitening.whiten(encodings.draw(config.particles, self._generator("unit"), config.posterior_noise))
+        model.set_whitening(encodings.whitening())
+        first = self._draw_targets(self._generator("unit"))
         self.unit = nearest_neighbour_distance(first) if config.bandwidth_unit == "neighbour" else torch.tensor(1.0)
         self.bandwidths = [self.unit * width for width in config.bandwidths]
         self.floor = float(self.unit * config.floor)
