@@ -1,9 +1,8 @@
 """Image files: every mode to one form, folders to labels and splits, and the same bytes with and without Ray."""
 
-import io
-
 import numpy as np
 import pytest
+from images import encoded, load, save
 from PIL import Image
 
 from pipeline import image_files
@@ -11,22 +10,6 @@ from pipeline.config import parse_config
 from pipeline.errors import PipelineError
 from pipeline.image_files import BadImage, decode, to_array
 from pipeline.sources import find_source
-
-
-def load(source, path=None, **data):
-    data = {"source": source, **({} if path is None else {"path": str(path)}), **data}
-    return find_source(parse_config({"data": data, "storage": "/nowhere"})).load()
-
-
-def encoded(image, kind="PNG", **options):
-    buffer = io.BytesIO()
-    image.save(buffer, kind, **options)
-    return buffer.getvalue()
-
-
-def save(path, image, **options):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(encoded(image, "JPEG" if path.suffix in (".jpg", ".jpeg") else "PNG", **options))
 
 
 @pytest.mark.parametrize(

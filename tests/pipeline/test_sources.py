@@ -1,7 +1,6 @@
 """IDX files, Parquet and torchvision: what each reader accepts, and what it says of files that are wrong."""
 
 import gzip
-import io
 import json
 from pathlib import Path
 
@@ -9,6 +8,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from images import encoded, load, save
 from PIL import Image
 
 from pipeline.config import parse_config
@@ -17,22 +17,6 @@ from pipeline.errors import ConfigError, PipelineError
 from pipeline.sources import find_source
 
 FASHION = Path("/usr/share/datasets/fashion-mnist")
-
-
-def load(source, path=None, **data):
-    data = {"source": source, **({} if path is None else {"path": str(path)}), **data}
-    return find_source(parse_config({"data": data, "storage": "/nowhere"})).load()
-
-
-def encoded(image, kind="PNG", **options):
-    buffer = io.BytesIO()
-    image.save(buffer, kind, **options)
-    return buffer.getvalue()
-
-
-def save(path, image, **options):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(encoded(image, "JPEG" if path.suffix in (".jpg", ".jpeg") else "PNG", **options))
 
 
 def idx(array):
