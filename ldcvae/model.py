@@ -82,7 +82,7 @@ def reconstruction_loss(logits: Tensor, images: Tensor, likelihood: str) -> Tens
     """
     images = images.expand_as(logits)
     if likelihood == "gaussian":
-        pixelwise = (torch.sigmoid(logits) - images).square()
+        pixelwise = functional.mse_loss(torch.sigmoid(logits), images, reduction="none")
     else:
         pixelwise = functional.binary_cross_entropy_with_logits(logits, images, reduction="none")
     return pixelwise.flatten(-3).sum(-1)

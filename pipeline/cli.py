@@ -11,6 +11,7 @@ from collections.abc import Sequence
 
 from pipeline.config import describe_keys, load_config
 from pipeline.errors import ConfigError, PipelineError
+from pipeline.memory import keep_freed_memory
 
 __all__ = ["main"]
 
@@ -52,6 +53,7 @@ def main(stage: str, arguments: Sequence[str] | None = None) -> None:
     """
     module = importlib.import_module(f"pipeline.{stage}")
     options = _parser(stage, module.__doc__ or "").parse_intermixed_args(arguments)
+    keep_freed_memory()
     warnings.filterwarnings("ignore", category=FutureWarning)
     logging.captureWarnings(True)
     logging.getLogger("py.warnings").setLevel(logging.ERROR)

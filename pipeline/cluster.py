@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+from pipeline.errors import PipelineError
 from pipeline.schema import Config
 
 __all__ = ["connect", "has_gpus", "in_job", "parallel_map", "run_on_accelerator", "use_cuda"]
@@ -43,17 +44,9 @@ def _dashboard() -> dict[str, Any]:
     return {"dashboard_port": port, "runtime_env": {"env_vars": address}}
 
 
-@contextmanager
-def connect(config: Config) -> Iterator[None]:
-    """Ray for the duration of a block: the job's own cluster, `ray.address`, or a new local one.
-
-    Nested use is free: an inner block uses the outer block's connection.
-    """
+def _start(config: Config) -> None:
     import ray
 
-    if ray.is_initialized():
-        yield
-        return
     settings = config.ray
     common: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     if settings.address is not None:
@@ -73,6 +66,35 @@ def connect(config: Config) -> Iterator[None]:
             **common,
             **(_dashboard() if settings.dashboard else {}),
         )
+
+
+@contextmanager
+def connect(config: Config) -> Iterator[None]:
+    """Ray for the duration of a block: the job's own cluster, `ray.address`, or a new local one.
+
+    Nested use is free: an inner block uses the outer block's connection.
+
+    Raises:
+        PipelineError: if Ray cannot be started or joined, with the reason.
+    """
+    import ray
+
+    if ray.is_initialized():
+        yield
+        return
+    try:
+        _start(config)
+    except Exception as error:  # Ray raises ConnectionError, RuntimeError, ValueError and plain Exception
+        ray.shutdown()
+        reason = str(error).strip().partition("\n")[0]
+        if config.ray.address is not None:
+            raise PipelineError(
+                f"ray.address: cannot join the cluster at {config.ray.address}: {reason}; is it up (`ray status`), "
+                "of the same Ray version, and is RAY_AUTH_TOKEN or ~/.ray/auth_token its token?"
+            ) from error
+        raise PipelineError(
+            f"Ray did not start: {reason}; if the machine is busy or short of memory, the same command may work later"
+        ) from error
     try:
         yield
     finally:

@@ -24,6 +24,7 @@ from pipeline.checkpoint import load_state, save_state
 from pipeline.dataset import load_split
 from pipeline.evaluate import image_figures
 from pipeline.extractors import Extractor
+from pipeline.memory import keep_freed_memory
 from pipeline.monitor import NonFiniteLossError
 from pipeline.phase import Phase
 from pipeline.phase_autoencoder import AutoencoderPhase
@@ -282,6 +283,7 @@ def run_trial(job: dict[str, Any], common: Common, world: World, report: Report)
             first metric), `figures` (the last report has all of them), `finished`, and `failure`: the reason when
             the trial cannot go on, which is reported and not raised, because trying again would end the same way.
     """
+    keep_freed_memory()
     torch.set_num_threads(job["threads"])
     try:
         _Trial(job, common, world, report).train()

@@ -15,6 +15,7 @@ from pipeline.checkpoint import load_state, save_state
 from pipeline.dataset import load_split
 from pipeline.errors import PipelineError
 from pipeline.history import write_history
+from pipeline.memory import keep_freed_memory
 from pipeline.monitor import NonFiniteLossError
 from pipeline.phase import Phase
 from pipeline.phase_autoencoder import AutoencoderPhase
@@ -140,6 +141,7 @@ def train_worker(job: dict[str, Any]) -> dict[str, Any]:
         `{"device": name}` when the model is written, or `{"failure": message}` when the loss became non-finite: not
         raised, because trying again from the same state would end the same way.
     """
+    keep_freed_memory()
     torch.set_num_threads(job["threads"])
     config, run = Config.model_validate(job["config"]), Folder(job["run"])
     world = train_world()
