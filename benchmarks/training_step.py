@@ -58,7 +58,7 @@ def main(arguments: list[str]) -> None:
         return IMAGES / (time.perf_counter() - started)
 
     plain = statistics.median([bare_rate() for _ in range(ROUNDS + 1)][1:])  # the first round warms up
-    print(f"{device.type}, {torch.get_num_threads()} threads; bare loop, memory as the C library has it: {plain:,.0f}")
+    print(f"{device.type}, {torch.get_num_threads()} threads; bare loop as a plain script: {plain:,.0f} images/s")
     keep_freed_memory()  # as training does
     for ema in (settings.ema, 0.0):
         ours = AutoencoderPhase(

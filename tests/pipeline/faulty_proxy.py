@@ -74,7 +74,7 @@ class _Handler(BaseHTTPRequestHandler):
             else:
                 self._answer(status, headers, content)
 
-    do_GET = do_PUT = do_POST = do_DELETE = do_HEAD = _serve  # noqa: N815
+    do_GET = do_PUT = do_POST = do_DELETE = do_HEAD = _serve
 
 
 class FaultyProxy(ThreadingHTTPServer):
