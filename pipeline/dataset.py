@@ -1,11 +1,16 @@
 """The data set format: Parquet shards of uint8 images under `<run>/data/`, described by the stage's manifest.
 
 A shard `data/<split>-00000.parquet` has columns `image` (fixed-size binary, C·H·W bytes, channels first), `label`
-(int64, null where there is none) and `split`. The manifest's `info` holds the shape, the counts, the class names,
-and for every output its sha256, so a damaged or half-written shard is refused by name.
+(int64, null where there is none) and `split`, in row groups of about `GROUP_BYTES` of pixels. The manifest's `info`
+holds the shape, the counts, the class names, and for every output its sha256, so a damaged or half-written shard is
+refused by name. `data/row_groups/<split>.json` holds the rows and a sha256 of every row group, so that one can be
+read and verified without the rest of its shard.
 """
 
+import hashlib
 import io
+import json
+from collections import deque
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
@@ -19,9 +24,25 @@ from pipeline.errors import PipelineError
 from pipeline.stage import Manifest, read_manifest
 from pipeline.storage import Folder
 
-__all__ = ["SPLITS", "Images", "decode_shard", "encode_shard", "load_split", "read_dataset_manifest", "write_split"]
+__all__ = [
+    "GROUP_BYTES",
+    "SPLITS",
+    "Images",
+    "decode_shard",
+    "decode_table",
+    "encode_shard",
+    "group_digest",
+    "index_name",
+    "load_split",
+    "read_dataset_manifest",
+    "rows_per_group",
+    "write_split",
+]
 
 SPLITS = ("train", "validation", "test")
+
+GROUP_BYTES = 4 * 2**20
+"""Pixels of a row group: large enough for one request to an object store, small enough to hold several."""
 
 
 class Images(NamedTuple):
@@ -36,6 +57,16 @@ class Images(NamedTuple):
     pixels: Tensor
     labels: Tensor
     classes: tuple[str, ...]
+
+
+def rows_per_group(shape: Sequence[int]) -> int:
+    """Rows of a row group of (C, H, W) images.
+
+    Example:
+        >>> rows_per_group((3, 64, 64))
+        341
+    """
+    return max(1, GROUP_BYTES // int(np.prod(shape)))
 
 
 def encode_shard(images: np.ndarray, labels: np.ndarray | None, split: str) -> bytes:
@@ -67,21 +98,62 @@ def encode_shard(images: np.ndarray, labels: np.ndarray | None, split: str) -> b
     )
     shape = ",".join(str(side) for side in images.shape[1:])
     buffer = io.BytesIO()
-    pq.write_table(table.replace_schema_metadata({"shape": shape}), buffer, compression="zstd")
+    pq.write_table(
+        table.replace_schema_metadata({"shape": shape}),
+        buffer,
+        row_group_size=rows_per_group(images.shape[1:]),
+        use_dictionary=["label", "split"],  # images do not repeat
+        compression="zstd",
+    )
     return buffer.getvalue()
 
 
+def index_name(split: str) -> str:
+    """Path of a split's list of row groups, under the run's folder."""
+    return f"data/row_groups/{split}.json"
+
+
+def group_digest(images: np.ndarray, labels: np.ndarray) -> str:
+    """The sha256 that stands for a row group: of its pixels, then its labels (int64, -1 for none)."""
+    digest = hashlib.sha256(np.ascontiguousarray(images).data.cast("B"))
+    digest.update(np.ascontiguousarray(labels, "<i8").data)
+    return digest.hexdigest()
+
+
 def write_split(
-    run: Folder, split: str, images: np.ndarray, labels: np.ndarray | None, images_per_shard: int
+    run: Folder,
+    split: str,
+    images: np.ndarray,
+    labels: np.ndarray | None,
+    images_per_shard: int,
+    indices: np.ndarray | None = None,
 ) -> list[str]:
-    """Write one split as shards under `data/`; returns their paths under the run's folder."""
-    names = []
-    for number, start in enumerate(range(0, len(images), images_per_shard)):
-        part = slice(start, start + images_per_shard)
+    """Write one split as shards under `data/`, holding one shard at a time.
+
+    Args:
+        run: the run's folder.
+        split: one of `SPLITS`.
+        images: (N, C, H, W) uint8.
+        labels: (N,) integers, or None.
+        images_per_shard: rows of a shard.
+        indices: which images make up the split, in this order; None for all.
+
+    Returns:
+        Paths of the shards and of the list of their row groups, under the run's folder.
+    """
+    indices = np.arange(len(images)) if indices is None else indices
+    groups: dict[str, list[tuple[int, str]]] = {}
+    for number, start in enumerate(range(0, len(indices), images_per_shard)):
+        part = indices[start : start + images_per_shard]
         name = f"data/{split}-{number:05d}.parquet"
-        run.write(name, encode_shard(images[part], None if labels is None else labels[part], split))
-        names.append(name)
-    return names
+        pixels, numbers = images[part], None if labels is None else labels[part]
+        run.write(name, encode_shard(pixels, numbers, split))
+        known = np.full(len(part), -1) if numbers is None else numbers
+        step = rows_per_group(images.shape[1:])
+        slices = [slice(first, min(first + step, len(part))) for first in range(0, len(part), step)]
+        groups[name] = [(rows.stop - rows.start, group_digest(pixels[rows], known[rows])) for rows in slices]
+    run.write(index_name(split), json.dumps(groups).encode())
+    return [*groups, index_name(split)]
 
 
 def read_dataset_manifest(run: Folder) -> Manifest:
@@ -99,7 +171,12 @@ def _shards(manifest: Manifest, split: str) -> list[str]:
 
 def decode_shard(content: bytes, shape: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
     """What `encode_shard` wrote: (n, C, H, W) uint8 images of the given (C, H, W) shape, and labels, -1 for none."""
-    table = pq.read_table(io.BytesIO(content), columns=["image", "label"]).combine_chunks()
+    return decode_table(pq.read_table(io.BytesIO(content), columns=["image", "label"]), shape)
+
+
+def decode_table(table: pa.Table, shape: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
+    """`decode_shard` for columns `image` and `label` that have been read; the pixels share the table's memory."""
+    table = table.combine_chunks()
     column = table["image"].combine_chunks()
     size = int(np.prod(shape))
     flat = np.frombuffer(column.buffers()[1], np.uint8, count=len(column) * size, offset=column.offset * size)
@@ -128,9 +205,14 @@ def load_split(run: Folder, split: str) -> Images:
         PipelineError: if `prepare` has not finished, the split is empty, or a shard is missing or damaged.
     """
     manifest = read_dataset_manifest(run)
-    parts = list(iterate_shards(run, manifest, split))
+    parts = deque(iterate_shards(run, manifest, split))
     if not parts:
         raise PipelineError(f"{run.url}/data has no {split} images; splits: {manifest.info['counts']}")
-    pixels = torch.from_numpy(np.concatenate([images for images, _ in parts]))
     labels = torch.from_numpy(np.concatenate([labels for _, labels in parts]).astype(np.int64))
-    return Images(pixels, labels, tuple(manifest.info["classes"]))
+    pixels = np.empty((len(labels), *manifest.info["shape"]), np.uint8)
+    first = 0
+    while parts:  # frees as it copies, so that the whole is in memory once
+        part, _ = parts.popleft()
+        pixels[first : first + len(part)] = part
+        first += len(part)
+    return Images(torch.from_numpy(pixels), labels, tuple(manifest.info["classes"]))

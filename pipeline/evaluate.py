@@ -22,6 +22,7 @@ from pipeline.progress import Display
 from pipeline.schema import Config
 from pipeline.stage import Manifest, read_manifest, run_folder, run_stage, say
 from pipeline.storage import Folder
+from pipeline.training_images import encode_split, some_images, training_images
 from pipeline.weights import load_model
 from pipeline.world import keyed_generator
 
@@ -69,10 +70,10 @@ def _evaluate(job: dict[str, Any]) -> dict[str, Any]:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     data = read_dataset_manifest(run)
     model = load_model(run).to(device)
-    train, held_out = load_split(run, "train").pixels, load_split(run, settings.split).pixels
-    extractor = build_extractor(run, settings, config.seed, data).to(device)
+    train, held_out = training_images(run, config.train.memory_mb), load_split(run, settings.split).pixels
+    extractor = build_extractor(run, settings, config.seed, data, config.train.memory_mb).to(device)
     real = extractor(held_out.to(device))
-    encodings = model.encodings(train)
+    encodings = encode_split(model, train)
     truth = model.encodings(held_out)
 
     def noise(purpose: str, draw: int = 0) -> torch.Generator:
@@ -102,7 +103,7 @@ def _evaluate(job: dict[str, Any]) -> dict[str, Any]:
             display.update({"phase": "draws", "done": done}, note)
         generators[name] = _summary(draws)
     display.close()
-    chosen = torch.randperm(len(train), generator=keyed_generator("cpu", config.seed, "floor"))[:n]
+    others = some_images(train, n, config.seed, "floor").to(device)
     return {
         "schema": 1,
         "split": settings.split,
@@ -114,7 +115,7 @@ def _evaluate(job: dict[str, Any]) -> dict[str, Any]:
         "seed": config.seed,
         "device": torch.cuda.get_device_name() if device.type == "cuda" else "cpu",
         "reconstruction": _reconstruction(model, held_out.to(device), extractor, real),
-        "floor": image_figures(extractor(train[chosen].to(device)), real, settings.neighbours),
+        "floor": image_figures(extractor(others), real, settings.neighbours),
         "generators": generators,
     }
 

@@ -12,13 +12,16 @@ from torch.nn import functional
 from ldcvae.model import as_float
 from pipeline.dataset import Images, load_split
 from pipeline.errors import ConfigError, PipelineError
-from pipeline.schema import EvaluateConfig
+from pipeline.schema import EvaluateConfig, TrainConfig
+from pipeline.stage import Manifest
 from pipeline.storage import Folder, sha256
+from pipeline.training_images import labelled_images
 from pipeline.world import keyed_generator
 
 __all__ = ["Extractor", "build_extractor", "train_classifier"]
 
 _CLASSIFIER = "evaluation/classifier"
+_MEMORY_MB = TrainConfig().memory_mb
 
 
 @dataclass(frozen=True)
@@ -111,18 +114,18 @@ def train_classifier(train: Images, epochs: int, seed: int) -> nn.Sequential:
     return network.eval()
 
 
-def _stored_classifier(run: Folder, config: EvaluateConfig, seed: int, data_digest: str) -> Extractor:
+def _stored_classifier(run: Folder, config: EvaluateConfig, seed: int, data: Manifest, memory_mb: int) -> Extractor:
     """The run's classifier, trained once and kept with its accuracy and hash."""
-    train = load_split(run, "train")
-    if not train.classes:
+    classes = data.info["classes"]
+    if not classes:
         raise ConfigError(
             "evaluate.extractor: 'classifier' needs labels and this data set has none; use "
             "evaluate.extractor=inception, or evaluate.extractor=random"
         )
-    made_of = {"data": data_digest, "seed": seed, "epochs": config.classifier_epochs}
-    shape = (train.pixels.shape[1], train.pixels.shape[2], train.pixels.shape[3])
+    made_of = {"data": data.digest, "seed": seed, "epochs": config.classifier_epochs, "memory_mb": memory_mb}
     kept = run.read_json(f"{_CLASSIFIER}.json") if run.exists(f"{_CLASSIFIER}.json") else {}
     if kept.get("made_of") != made_of:
+        train = labelled_images(run, memory_mb, seed, "classifier")
         trained = train_classifier(train, config.classifier_epochs, seed)
         content = save({name: tensor.contiguous() for name, tensor in trained.state_dict().items()})
         accuracy = _accuracy(trained, load_split(run, "test"))
@@ -130,7 +133,7 @@ def _stored_classifier(run: Folder, config: EvaluateConfig, seed: int, data_dige
         run.write(f"{_CLASSIFIER}.safetensors", content)
         run.write_json(f"{_CLASSIFIER}.json", kept)
     # Always as stored: the trained one's memory format would give other last bits than a later process sees.
-    network = _classifier(shape, len(train.classes))
+    network = _classifier(data.info["shape"], len(classes))
     network.load_state_dict(load(run.read_verified(f"{_CLASSIFIER}.safetensors", kept["sha256"])))
     network.eval()
     return Extractor("classifier", "FD-classifier", kept["sha256"], kept["accuracy"], network[:-1])
@@ -190,7 +193,9 @@ def _inception(weights: str | None) -> Extractor:
     return Extractor("inception", "FID", digest.hexdigest(), None, _Inception(network))
 
 
-def build_extractor(run: Folder, config: EvaluateConfig, seed: int, data: Any) -> Extractor:
+def build_extractor(
+    run: Folder, config: EvaluateConfig, seed: int, data: Manifest, memory_mb: int = _MEMORY_MB
+) -> Extractor:
     """The extractor that the config names.
 
     Args:
@@ -198,6 +203,7 @@ def build_extractor(run: Folder, config: EvaluateConfig, seed: int, data: Any) -
         config: the `evaluate` section.
         seed: of the classifier.
         data: manifest of the data set.
+        memory_mb: a classifier learns from this many MiB of training images at most.
 
     Raises:
         ConfigError: if the data have no labels, or Inception's package or weights are missing.
@@ -206,7 +212,7 @@ def build_extractor(run: Folder, config: EvaluateConfig, seed: int, data: Any) -
     if name == "auto":
         name = "classifier" if data.info["classes"] else "random"
     if name == "classifier":
-        return _stored_classifier(run, config, seed, data.digest)
+        return _stored_classifier(run, config, seed, data, memory_mb)
     if name == "inception":
         return _inception(config.inception_weights)
     shape = data.info["shape"]

@@ -1,5 +1,7 @@
 """Losses of a training loop, summed on the device: nothing waits for them until somebody reads them."""
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -62,12 +64,35 @@ class LossMonitor:
         """
         if self._count == 0:
             return {}
-        every = world.gather(torch.stack([self._sums.double() / self._count, self._first_bad])[None])
-        means, first_bad = every[:, 0].mean(0).tolist(), every[:, 1].tolist()
+        means = self._over_ranks(world) / self._count
         self._count = 0
-        bad = [(step, term) for rank in first_bad for term, step in enumerate(rank) if step >= 0]
+        return dict(zip(self._names, means.tolist(), strict=True))
+
+    def settle(self, world: World = _ALONE) -> None:
+        """Make the sums so far the mean over ranks, so that one rank's `state` stands for all of them.
+
+        Raises:
+            NonFiniteLossError: as `read`.
+        """
+        if self._count:
+            self._sums = self._over_ranks(world).to(self._sums.dtype)
+
+    def _over_ranks(self, world: World) -> Tensor:
+        """The sums, in float64, as the mean over ranks."""
+        every = world.gather(torch.stack([self._sums.double(), self._first_bad])[None])
+        bad = [(step, term) for rank in every[:, 1].tolist() for term, step in enumerate(rank) if step >= 0]
         if bad:
             # Terms are ordered from the sum to its parts; at one step the last is the most specific.
             step = min(step for step, _ in bad)
+            self._count = 0
             raise NonFiniteLossError(self._names[max(term for at, term in bad if at == step)], int(step))
-        return dict(zip(self._names, means, strict=True))
+        return every[:, 0].mean(0)
+
+    def state(self) -> dict[str, Any]:
+        """The finite losses since the last read, as a checkpoint keeps them; `settle` comes first."""
+        return {"names": self._names, "sums": self._sums, "count": self._count}
+
+    def load(self, state: dict[str, Any], device: torch.device) -> None:
+        """Go on from `state`."""
+        self._names, self._sums, self._count = state["names"], state["sums"].to(device), state["count"]
+        self._first_bad = torch.full_like(self._sums, -1.0, dtype=torch.float64)

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -9,8 +10,11 @@ from torch import Tensor, nn
 from ldcvae.energy import KernelMixture
 from ldcvae.model import LDCVAE, as_float, reconstruction_loss
 from ldcvae.objective import elbo_step, svgd_step
+from pipeline.feed import make_feed
 from pipeline.phase import Cast, Phase, Progress
+from pipeline.row_groups import StoredSplit
 from pipeline.schema import TrainConfig
+from pipeline.training_images import encode_split
 from pipeline.world import World, keyed_generator
 
 __all__ = ["AutoencoderPhase"]
@@ -21,11 +25,12 @@ class AutoencoderPhase(Phase):
 
     Args:
         model: on its device.
-        pixels: (N, C, H, W) uint8 training images, the same on all ranks; moved to the device once.
+        images: (N, C, H, W) uint8 training images, the same on all ranks and moved to the device once; or the split
+            on storage, which is streamed.
         validation: (n, C, H, W) uint8 validation images.
         config: the `train` section, every `auto` resolved.
         world: this rank.
-        seed: of permutations and noise.
+        seed: of the images' order and of noise.
 
     Raises:
         ValueError: if there are fewer training images than ranks.
@@ -34,13 +39,19 @@ class AutoencoderPhase(Phase):
     name = "autoencoder"
 
     def __init__(
-        self, model: LDCVAE, pixels: Tensor, validation: Tensor, config: TrainConfig, world: World, seed: int
+        self,
+        model: LDCVAE,
+        images: Tensor | StoredSplit,
+        validation: Tensor,
+        config: TrainConfig,
+        world: World,
+        seed: int,
     ):
         self.model, self.config, self.world, self.seed = model, config, world, seed
-        self.batch = min(config.batch_size, len(pixels) // world.size * world.size)
+        self.batch = min(config.batch_size, len(images) // world.size * world.size)
         if self.batch == 0:
-            raise ValueError(f"{len(pixels)} training images are too few for {world.size} workers")
-        self.steps_per_epoch = len(pixels) // self.batch
+            raise ValueError(f"{len(images)} training images are too few for {world.size} workers")
+        self.steps_per_epoch = len(images) // self.batch
         autoencoder = nn.ModuleDict({"encoder": model.encoder, "decoder": model.decoder})
         if config.channels_last:
             # Before the averaged copy is made: averaging two memory formats would take a slow path.
@@ -49,7 +60,8 @@ class AutoencoderPhase(Phase):
         super().__init__(
             autoencoder, total, config.learning_rate, config.weight_decay, config.ema, bool(config.fused)
         )
-        self.pixels, self.validation = pixels.to(world.device), validation.to(world.device)
+        self.feed = make_feed(images, self.batch, world, seed, config.memory_mb)
+        self.validation = validation.to(world.device)
         encoder, decoder = (Cast(network, bool(config.bf16)) for network in (model.encoder, model.decoder))
         if config.compile:
             encoder.compile()
@@ -57,19 +69,21 @@ class AutoencoderPhase(Phase):
         self.encoder, self.decoder = world.wrap(encoder), world.wrap(decoder)
         # The learnt latent energy, renewed every epoch (consistency > 0 only).
         self._energy: KernelMixture | None = None
+        self._elapsed = 0.0  # seconds of this epoch before the last yield
 
     @property
     def epoch(self) -> int:
         """Epochs completed."""
         return self.step // self.steps_per_epoch
 
-    def _order(self, epoch: int) -> Tensor:
-        return torch.randperm(len(self.pixels), generator=keyed_generator("cpu", self.seed, "order", epoch))
+    @property
+    def within(self) -> int:
+        """Steps taken in the current epoch."""
+        return self.step % self.steps_per_epoch
 
     def batch_indices(self, step: int) -> Tensor:
         """Positions in the training split of the images of a step, over all ranks."""
-        epoch, within = divmod(step, self.steps_per_epoch)
-        return self._order(epoch)[within * self.batch : (within + 1) * self.batch]
+        return self.feed.batch_indices(step)
 
     def epochs(self, progress: Progress | None = None) -> Iterator[int]:
         """Train epoch by epoch from the current position; yields the number of epochs completed.
@@ -77,42 +91,66 @@ class AutoencoderPhase(Phase):
         Raises:
             NonFiniteLossError: naming term and step, before the epoch counts as completed.
         """
+        for _ in self.blocks(None, progress):
+            yield self.epoch
+
+    def blocks(self, length: int | None, progress: Progress | None = None) -> Iterator[int]:
+        """Train from the current position; yields the step at every epoch's end, and within one every `length` steps.
+
+        Raises:
+            NonFiniteLossError: naming term and step, before the block counts as completed.
+        """
         while self.step < self.total:
-            started = time.perf_counter()
-            epoch = self.epoch
-            order = self._order(epoch).to(self.world.device)
-            noise = keyed_generator(self.world.device, self.seed, "noise", epoch)
-            said = started
-            if self.config.consistency:
+            started = said = time.perf_counter()
+            first = self.step
+            if self.config.consistency and self.within == 0:
                 self._renew_energy()
-            for within in range(self.steps_per_epoch):
-                index = order[within * self.batch : (within + 1) * self.batch]
-                self.monitor.add(self.step, self._losses(index, noise))
+            block = self.steps_per_epoch if length is None else length
+            end = min((self.within // block + 1) * block, self.steps_per_epoch) - self.within + first
+            while self.step < end:
+                self.monitor.add(self.step, self._losses())
                 self._update()
                 if progress is not None and (now := time.perf_counter()) - said > 1.0:
                     said = now
-                    done = self.step / self.total
-                    rate = (within + 1) * self.batch / (now - started)
-                    progress({"phase": self.name, "done": done, "images_per_s": rate})
-            losses = self.monitor.read(self.world)
-            elapsed = time.perf_counter() - started
-            self.seconds += elapsed
-            record = {"phase": self.name, "epoch": self.epoch, "step": self.step} | losses
-            record["validation_mse"] = self.validation_error()
-            record["images_per_s"] = self.steps_per_epoch * self.batch / elapsed
-            record |= {"seconds": round(self.seconds, 3), "time": round(time.time(), 3)}
-            self.history.append(record)
-            if progress is not None:
-                progress({"done": self.step / self.total} | record)
-            yield self.epoch
+                    rate = (self.step - first) * self.batch / (now - started)
+                    progress({"phase": self.name, "done": self.step / self.total, "images_per_s": rate})
+            if self.within:
+                self.monitor.settle(self.world)
+                self._elapsed += time.perf_counter() - started
+            else:
+                self._finish_epoch(started, progress)
+            yield self.step
 
-    def _losses(self, index: Tensor, noise: torch.Generator) -> dict[str, Tensor]:
+    def _finish_epoch(self, started: float, progress: Progress | None) -> None:
+        losses = self.monitor.read(self.world)
+        elapsed = self._elapsed + time.perf_counter() - started
+        self._elapsed = 0.0
+        self.seconds += elapsed
+        record = {"phase": self.name, "epoch": self.epoch, "step": self.step} | losses
+        record["validation_mse"] = self.validation_error()
+        record["images_per_s"] = self.steps_per_epoch * self.batch / elapsed
+        record |= {"seconds": round(self.seconds, 3), "time": round(time.time(), 3)}
+        self.history.append(record)
+        if progress is not None:
+            progress({"done": self.step / self.total} | record)
+
+    def state(self) -> dict[str, Any]:
+        """Everything needed to go on from here, in the middle of an epoch too."""
+        return super().state() | {"epoch": {"seconds": self._elapsed, "losses": self.monitor.state()}}
+
+    def load(self, state: dict[str, Any]) -> None:
+        """Go on from `state`; the model's own weights are loaded by the caller."""
+        super().load(state)
+        self._elapsed = state["epoch"]["seconds"]
+        self.monitor.load(state["epoch"]["losses"], self.world.device)
+
+    def _losses(self) -> dict[str, Tensor]:
         config, device = self.config, self.world.device
         particles = config.particles
+        noise = keyed_generator(device, self.seed, "noise", self.step)
         epsilon = torch.randn(self.batch, particles, self.model.config.latent_dim, generator=noise, device=device)
-        rows = self.world.rows(self.batch)
-        own = index[rows]
-        images = as_float(self.pixels[own])
+        pixels, where = self.feed.batch(self.step)
+        images = as_float(pixels)
         if config.channels_last:
             images = images.contiguous(memory_format=torch.channels_last)
         step = svgd_step if config.objective == "svgd" else elbo_step
@@ -121,13 +159,13 @@ class AutoencoderPhase(Phase):
 
             def score(z: Tensor) -> Tensor:
                 # Leave-one-out: an image that saw its own kernel would be pulled towards where it already is.
-                return energy.score(z, exclude=own.repeat_interleave(particles))
+                return energy.score(z, exclude=where.repeat_interleave(particles))
 
         return step(
             self.encoder,
             self.decoder,
             images,
-            epsilon[rows],
+            epsilon[self.world.rows(self.batch)],
             inverse_temperature=config.inverse_temperature,
             likelihood=self.model.config.likelihood,
             consistency=config.consistency,
@@ -136,7 +174,7 @@ class AutoencoderPhase(Phase):
 
     def _renew_energy(self) -> None:
         """Kernel mixture over the current encodings, component i from image i; the floor keeps it from collapsing."""
-        recent = self.model.encodings(self.pixels)
+        recent = encode_split(self.model, self.feed.images, self.world)
         self._energy = KernelMixture(recent.mean, recent.log_variance, self.config.consistency_floor)
 
     @torch.no_grad()

@@ -19,15 +19,7 @@ from pipeline.phase import Phase, Progress
 from pipeline.schema import SamplerConfig
 from pipeline.world import World, keyed_generator
 
-__all__ = ["SamplerPhase", "encode_split"]
-
-
-def encode_split(model: LDCVAE, pixels: Tensor, world: World) -> Encodings:
-    """Encode a split, each rank its part, gathered so that every rank holds the same encodings of all images."""
-    padded = -len(pixels) % world.size
-    part = torch.cat([pixels, pixels[:padded]])[world.rows(len(pixels) + padded)]
-    own = model.encodings(part)
-    return Encodings(world.gather(own.mean)[: len(pixels)], world.gather(own.log_variance)[: len(pixels)])
+__all__ = ["SamplerPhase"]
 
 
 class SamplerPhase(Phase):

@@ -30,7 +30,9 @@ _LADDER_DEFAULTS: dict[str, Any] = {  # what a ladder key is in a configuration 
 _OPERATIONAL = {
     "train.num_workers",
     "train.device",
+    "train.memory_mb",
     "train.checkpoint_epochs",
+    "train.checkpoint_steps",
     "train.keep_checkpoints",
     "train.max_failures",
     "sampler.checkpoint_steps",

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
@@ -156,6 +156,23 @@ class Folder:
                 return self.filesystem.cat_file(self.path(name))
             except FileNotFoundError:
                 raise PipelineError(f"{self.url}/{name} does not exist") from None
+
+    @contextmanager
+    def open(self, name: str) -> Iterator[IO[bytes]]:
+        """`name` as a file to seek and read in, for reading a part of it.
+
+        Raises:
+            PipelineError: if it is not there or the storage refuses, also while it is being read.
+        """
+        # What seeks in a file knows which bytes it wants: reading further ahead would load them in vain.
+        options = {} if self.is_local else {"cache_type": "none"}
+        with self._explained("read", name):
+            try:
+                handle = self.filesystem.open(self.path(name), "rb", **options)
+            except FileNotFoundError:
+                raise PipelineError(f"{self.url}/{name} does not exist") from None
+            with handle:
+                yield handle
 
     def read_verified(self, name: str, digest: str) -> bytes:
         """Content of `name`, refused unless its sha256 is `digest`.

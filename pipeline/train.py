@@ -21,7 +21,7 @@ from pipeline.worker import train_worker
 __all__ = ["run"]
 
 # Keys that change how a run is carried out, not what it computes: a run may be resumed with other values.
-_OPERATIONAL = {"num_workers", "device", "checkpoint_epochs", "keep_checkpoints", "max_failures"}
+_OPERATIONAL = {"num_workers", "device", "checkpoint_epochs", "checkpoint_steps", "keep_checkpoints", "max_failures"}
 
 
 def _check(config: Config, shape: tuple[int, int, int]) -> None:

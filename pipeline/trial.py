@@ -28,10 +28,12 @@ from pipeline.memory import keep_freed_memory
 from pipeline.monitor import NonFiniteLossError
 from pipeline.phase import Phase
 from pipeline.phase_autoencoder import AutoencoderPhase
-from pipeline.phase_sampler import SamplerPhase, encode_split
+from pipeline.phase_sampler import SamplerPhase
 from pipeline.plots import image_grid
+from pipeline.row_groups import StoredSplit
 from pipeline.schema import Config
 from pipeline.storage import Folder
+from pipeline.training_images import encode_split, some_images, training_images
 from pipeline.weights import build_model
 from pipeline.worker import resolve_auto
 from pipeline.world import World, keyed_generator
@@ -164,9 +166,10 @@ class _Trial:
             reconstruction = shared.reconstruction
             offset = 0
         else:
-            train, validation = (load_split(self.run, split).pixels for split in ("train", "validation"))
+            train = training_images(self.run, config.train.memory_mb)
+            validation = load_split(self.run, "validation").pixels
             fused = self._autoencoder(train, validation)
-            encodings, held_out = (encode_split(self.model, pixels, world) for pixels in (train, validation))
+            encodings, held_out = (encode_split(self.model, images, world) for images in (train, validation))
             reconstruction = reconstruction_error(self.model, validation)
             offset = config.tune.reports
         second = SamplerPhase(self.model, encodings, held_out, config.sampler, world, config.seed, fused)
@@ -188,7 +191,7 @@ class _Trial:
             self.run.write(f"tune/grids/{self.study}/{self.number:05d}.png", image_grid(grid, _GRID))
         self._tell(offset + reports, figures, finished=True)
 
-    def _autoencoder(self, train: Tensor, validation: Tensor) -> bool:
+    def _autoencoder(self, train: Tensor | StoredSplit, validation: Tensor) -> bool:
         """Phase 1, unless the checkpoint is past it; returns whether Adam is fused."""
         config, world = self.config, self.world
         settings = resolve_auto(config.train, world.device, choose_network(config.model.network, self.common.shape))
@@ -202,8 +205,7 @@ class _Trial:
             self.state = None
         reports = config.tune.reports
         every = math.ceil(settings.epochs / reports)
-        chosen = torch.randperm(len(train), generator=keyed_generator("cpu", config.seed, "bound"))
-        some = train[chosen[: config.tune.num_images]]
+        some = some_images(train, config.tune.num_images, config.seed, "bound")
 
         def encoder_draws(n: int, generator: torch.Generator) -> Tensor:
             # What a perfect sampler would give with this autoencoder: a figure of the same kind, before there is one.

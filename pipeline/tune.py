@@ -25,6 +25,7 @@ from pipeline.schema import Config
 from pipeline.space import SearchSpace, build_space
 from pipeline.stage import Manifest, run_folder, run_stage, say
 from pipeline.storage import Folder, fingerprint
+from pipeline.training_images import encode_split, training_images
 from pipeline.trial import Common, Shared, reconstruction_error
 from pipeline.weights import load_model
 
@@ -49,14 +50,14 @@ def _common(config: Config, run: Folder, space: SearchSpace) -> Common:
     """Extractor and features of the validation images; the shared autoencoder and encodings."""
     data = read_dataset_manifest(run)
     validation = load_split(run, "validation").pixels
-    extractor = build_extractor(run, config.evaluate, config.seed, data)
+    extractor = build_extractor(run, config.evaluate, config.seed, data, config.train.memory_mb)
     shared = None
     if space.only_sampler:
         model = load_model(run)
         weights = {
             name: tensor for name, tensor in model.state_dict().items() if name.startswith(("encoder.", "decoder."))
         }
-        encodings = model.encodings(load_split(run, "train").pixels)
+        encodings = encode_split(model, training_images(run, config.train.memory_mb))
         shared = Shared(weights, encodings, model.encodings(validation), reconstruction_error(model, validation))
     shape = data.info["shape"]
     return Common((shape[0], shape[1], shape[2]), extractor, extractor(validation), shared)
@@ -243,7 +244,8 @@ def run(config: Config, force: bool = False) -> Manifest:
     if space.only_sampler:
         parts["train"] = train.run(config).digest
     else:
-        parts["train"] = config.train.model_dump(mode="json", exclude={"device", "num_workers", "checkpoint_epochs"})
+        carried_out = {"device", "num_workers", "checkpoint_epochs", "checkpoint_steps"}
+        parts["train"] = config.train.model_dump(mode="json", exclude=carried_out)
     parts["model"] = config.model.model_dump(mode="json")
     parts["sampler"] = config.sampler.model_dump(mode="json", exclude={"checkpoint_steps"})
     features = {"extractor", "inception_weights", "classifier_epochs", "neighbours"}

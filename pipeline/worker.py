@@ -19,9 +19,11 @@ from pipeline.memory import keep_freed_memory
 from pipeline.monitor import NonFiniteLossError
 from pipeline.phase import Phase
 from pipeline.phase_autoencoder import AutoencoderPhase
-from pipeline.phase_sampler import SamplerPhase, encode_split
+from pipeline.phase_sampler import SamplerPhase
+from pipeline.row_groups import StoredSplit
 from pipeline.schema import Config, TrainConfig
 from pipeline.storage import Folder
+from pipeline.training_images import encode_split, training_images
 from pipeline.weights import build_model, write_model
 from pipeline.world import World
 
@@ -145,7 +147,7 @@ def train_worker(job: dict[str, Any]) -> dict[str, Any]:
     torch.set_num_threads(job["threads"])
     config, run = Config.model_validate(job["config"]), Folder(job["run"])
     world = train_world()
-    train, validation = load_split(run, "train").pixels, load_split(run, "validation").pixels
+    train, validation = training_images(run, config.train.memory_mb), load_split(run, "validation").pixels
     shape = (train.shape[1], train.shape[2], train.shape[3])
     torch.manual_seed(config.seed)  # initial weights; everything later is keyed by step
     model = build_model(config, shape).to(world.device)
@@ -162,13 +164,15 @@ def train_worker(job: dict[str, Any]) -> dict[str, Any]:
             if state is not None:
                 first.load(state["phase"])
                 state = None
-            for epoch in first.epochs(progress):
-                if epoch % settings.checkpoint_epochs == 0 or epoch == settings.epochs:
+            if world.rank == 0 and isinstance(train, StoredSplit):
+                reporter.say(f"train: {len(train):,} images stream from storage, {len(train.groups):,} row groups")
+            for step in first.blocks(settings.checkpoint_steps, progress):
+                if first.within or first.epoch % settings.checkpoint_epochs == 0 or step == first.total:
                     reporter.save(first)
             first.adopt_average()
             reporter.earlier = first.history
             del first
-        encodings, held_out = (encode_split(model, pixels, world) for pixels in (train, validation))
+        encodings, held_out = (encode_split(model, images, world) for images in (train, validation))
         second = SamplerPhase(model, encodings, held_out, config.sampler, world, config.seed, bool(settings.fused))
         if state is not None:
             second.load(state["phase"])

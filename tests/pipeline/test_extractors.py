@@ -23,7 +23,7 @@ def make_run(tmp_path, labels=True, shape=(1, 8, 8)):
             x = (rng.integers(0, 100, (n, *shape)) + 120 * y[:, None, None, None]).astype(np.uint8)
             names += write_split(run, split, x, y if labels else None, 1000)
         classes = ["dark", "bright"] if labels else []
-        return names, {"shape": list(shape), "counts": {}, "classes": classes}
+        return names, {"shape": list(shape), "counts": {"train": 256}, "classes": classes}
 
     run_stage(config, "data", {}, work)
     run = run_folder(config)

@@ -18,10 +18,11 @@ from pipeline.errors import PipelineError
 from pipeline.monitor import LossMonitor, NonFiniteLossError
 from pipeline.phase import Cast
 from pipeline.phase_autoencoder import AutoencoderPhase
-from pipeline.phase_sampler import SamplerPhase, encode_split
+from pipeline.phase_sampler import SamplerPhase
+from pipeline.training_images import encode_split
 from pipeline.weights import build_model
 from pipeline.worker import resolve_auto
-from pipeline.world import World, keyed_generator
+from pipeline.world import World
 
 SMALL = [
     "model.width=16",
@@ -139,11 +140,7 @@ PHASES = {
 def one_step(name: str, world: World) -> tuple[torch.Tensor, torch.Tensor]:
     """Gradient of the first step (averaged over ranks by DDP) and the weights after training a little."""
     phase = PHASES[name](world)
-    if isinstance(phase, AutoencoderPhase):
-        order = torch.arange(phase.batch)
-        phase._losses(order, keyed_generator("cpu", 0, "noise", 0))
-    else:
-        phase._losses()
+    phase._losses()
     gradient = torch.cat([p.grad.flatten() for p in phase.network.parameters() if p.grad is not None])
     phase.optimizer.zero_grad()
     steps = phase.epochs() if isinstance(phase, AutoencoderPhase) else phase.blocks(10)
