@@ -21,6 +21,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from tqdm import tqdm
 
 from pipeline.cluster import connect
+from pipeline.collector import Collector
 from pipeline.config import Config
 from pipeline.errors import PipelineError
 from pipeline.storage import Folder
@@ -28,7 +29,6 @@ from pipeline.storage import Folder
 __all__ = [
     "PARALLEL_FROM",
     "BadImage",
-    "Collector",
     "decode",
     "decode_files",
     "fit",
@@ -152,80 +152,6 @@ def fit_one(image: np.ndarray, image_size: int | None, channels: int | None) -> 
         return image
     pixels = image[0] if source == 1 else image.transpose(1, 2, 0)
     return to_array(Image.fromarray(pixels), image_size, channels)
-
-
-class Collector:
-    """Gathers decoded images, in any order, into one array; counts or refuses the bad ones.
-
-    Args:
-        on_bad_image: "fail" or "skip".
-        root: folder of the names, for error messages.
-
-    Attributes:
-        skipped: `{"file", "reason"}` of every image left out.
-
-    Example:
-        >>> collector = Collector("skip")
-        >>> collector.add(1, "b.png", np.zeros((3, 8, 8), np.uint8))
-        >>> collector.add(0, "a.png", np.zeros((1, 8, 8), np.uint8))
-        >>> collector.reject("c.png", "not an image")
-        >>> images, indices = collector.finish()
-        >>> images.shape, indices.tolist()
-        ((2, 3, 8, 8), [0, 1])
-    """
-
-    def __init__(self, on_bad_image: str, root: str = "") -> None:
-        self._on_bad_image = on_bad_image
-        self._root = f"{root}/" if root else ""
-        self._images: dict[int, np.ndarray] = {}
-        self._first: tuple[str, int, int] | None = None
-        self.skipped: list[dict[str, str]] = []
-
-    def add(self, index: int, name: str, image: np.ndarray) -> None:
-        """Take image number `index`: (C, H, W) uint8.
-
-        Raises:
-            PipelineError: if its height or width is not that of the others.
-        """
-        _, height, width = image.shape
-        if self._first is None:
-            self._first = (name, height, width)
-        if self._first[1:] != (height, width):
-            other, other_height, other_width = self._first
-            raise PipelineError(
-                f"images of {self._root} differ in size: {other} is {other_width}x{other_height} pixels, "
-                f"{name} is {width}x{height}; "
-                f"set data.image_size, e.g. data.image_size={min(64, max(4, min(self._first[1:])))}"
-            )
-        self._images[index] = image
-
-    def reject(self, name: str, reason: str) -> None:
-        """Leave out a bad image.
-
-        Raises:
-            PipelineError: naming it, if bad images are to stop the run.
-        """
-        if self._on_bad_image == "fail":
-            raise PipelineError(
-                f"{self._root}{name}: {reason}; data.on_bad_image=skip leaves such files out and lists them"
-            )
-        self.skipped.append({"file": name, "reason": reason})
-
-    def finish(self) -> tuple[np.ndarray, np.ndarray]:
-        """(N, C, H, W) uint8 in order of index, and the (N,) indices; C is 1 when all are grey, else 3.
-
-        Raises:
-            PipelineError: if there is none.
-        """
-        if not self._images:
-            first = f"; {self.skipped[0]['file']}: {self.skipped[0]['reason']}" if self.skipped else ""
-            raise PipelineError(f"{self._root} has no readable image, {len(self.skipped):,} bad ones{first}")
-        indices = sorted(self._images)
-        channels = max(image.shape[0] for image in self._images.values())
-        images = np.empty((len(indices), channels, *self._images[indices[0]].shape[1:]), np.uint8)
-        for row, index in enumerate(indices):
-            images[row] = self._images.pop(index)  # frees as it copies; grey broadcasts to RGB
-        return images, np.array(indices)
 
 
 Decoded = tuple[int, np.ndarray | str]

@@ -11,8 +11,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from pipeline.collector import Collector
 from pipeline.errors import PipelineError
-from pipeline.image_files import BadImage, Collector, decode, fit_one, progress
+from pipeline.image_files import BadImage, decode, fit_one, progress
 from pipeline.readers import RawImages, classes_of, split_of_name
 from pipeline.schema import DataConfig
 from pipeline.storage import Folder

@@ -85,8 +85,7 @@ def _work(config: Config, source: Source, run: Folder, fingerprint: str) -> tupl
     run.remove("data")  # shards of an earlier, larger data set would outlive this one
     names: list[str] = []
     for split, indices in parts.items():
-        labels = None if raw.labels is None else raw.labels[indices]
-        names += write_split(run, split, raw.images[indices], labels, config.data.images_per_shard)
+        names += write_split(run, split, raw.images, raw.labels, config.data.images_per_shard, indices)
     counts = {split: len(indices) for split, indices in parts.items()}
     used = np.concatenate(list(parts.values()))
     labelled = np.array([], np.int64) if raw.labels is None else raw.labels[used]

@@ -7,9 +7,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from pipeline.collector import Collector
 from pipeline.config import Config
 from pipeline.errors import PipelineError
-from pipeline.image_files import Collector, decode_files, fit
+from pipeline.image_files import decode_files, fit
 from pipeline.schema import DataConfig
 from pipeline.storage import Folder
 
@@ -22,7 +23,7 @@ class RawImages(NamedTuple):
     """All images of a source.
 
     Attributes:
-        images: (N, C, H, W) uint8, after resizing and channel conversion.
+        images: (N, C, H, W) uint8, after resizing and channel conversion; many of them lie in a temporary file.
         labels: (N,) int64, -1 where there is none; None without labels.
         splits: (N,) "train", "validation" or "test" as the source has it; "train" is what may be cut further.
         classes: names of labels 0, 1, …; empty without labels.

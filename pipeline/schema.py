@@ -106,9 +106,7 @@ class TrainConfig(_Section):
     learning_rate: Positive = Field(1e-3, description="Adam's peak rate, cosine to zero")
     weight_decay: Annotated[float, Field(ge=0)] = Field(0.0, description="decoupled weight decay")
     ema: Annotated[float, Field(ge=0, lt=1)] = Field(0.999, description="decay of the averaged weights; 0: none")
-    memory_mb: Annotated[int, Field(ge=0)] = Field(
-        4096, description="MiB of training images held in memory; a larger training split is streamed; 0: always"
-    )
+    memory_mb: Annotated[int, Field(ge=0)] = Field(4096, description="MiB of training images held; more are streamed")
     num_workers: Count = Field(1, description="data-parallel processes")
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: cuda where the cluster has GPUs")
     bf16: Auto = Field("auto", description="bfloat16 autocast; auto: on GPUs that have it")
@@ -116,23 +114,16 @@ class TrainConfig(_Section):
     fused: Auto = Field("auto", description="fused Adam; auto: on")
     compile: Auto = Field("auto", description="torch.compile; auto: on GPUs")
     checkpoint_epochs: Count = Field(25, description="epochs between checkpoints of phase 1")
-    checkpoint_steps: Count | None = Field(
-        None, description="steps between checkpoints within an epoch of phase 1; null: at ends of epochs only"
-    )
+    checkpoint_steps: Count | None = Field(None, description="steps between checkpoints within an epoch; null: none")
     keep_checkpoints: Count = Field(2, description="how many of the newest checkpoints stay on storage")
     max_failures: Annotated[int, Field(ge=0)] = Field(3, description="lost workers before the run gives up")
 
     @model_validator(mode="after")
-    def _energy_of_an_epoch(self) -> "TrainConfig":
+    def _fits_together(self) -> "TrainConfig":
         if self.checkpoint_steps is not None and self.consistency > 0:
             raise ValueError(
-                f"checkpoint_steps is {self.checkpoint_steps}, but consistency {self.consistency:g} follows an "
-                "energy made at an epoch's start, from which no checkpoint within it can go on; leave one of them out"
+                "checkpoint_steps and consistency do not go together: its energy is made at an epoch's start only"
             )
-        return self
-
-    @model_validator(mode="after")
-    def _svgd_needs_pairs(self) -> "TrainConfig":
         if self.objective == "svgd" and self.particles < 2:
             raise ValueError(
                 f"particles is {self.particles}, but objective 'svgd' needs at least 2: particles of one image "

@@ -1,7 +1,8 @@
 """Where images come from: `find_source` looks and describes, the source's `load` reads and decodes.
 
 Every source is brought to the same form, `RawImages`. Looking is cheap (a listing at most), so an unchanged source
-is recognised without reading it. All images are held in memory: 200,000 of 3x64x64 are 2.5 GB.
+is recognised without reading it. Decoded images beyond 1 GiB lie in temporary files under $TMPDIR, which needs room
+for them twice; those of `idx` and `digits` are held in memory.
 """
 
 import re

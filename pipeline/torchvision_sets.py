@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from pipeline.collector import Collector
 from pipeline.errors import ConfigError, PipelineError
-from pipeline.image_files import Collector, progress, to_array
+from pipeline.image_files import progress, to_array
 from pipeline.readers import RawImages, classes_of
 from pipeline.schema import DataConfig
 

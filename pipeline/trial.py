@@ -156,7 +156,7 @@ class _Trial:
 
     def train(self) -> None:
         config, world, shared = self.config, self.world, self.common.shared
-        fused = True
+        fused, offset = True, 0
         if shared is not None:
             self.model.load_state_dict(shared.autoencoder, strict=False)
             encodings, held_out = (
@@ -164,7 +164,6 @@ class _Trial:
                 for part in (shared.encodings, shared.validation)
             )
             reconstruction = shared.reconstruction
-            offset = 0
         else:
             train = training_images(self.run, config.train.memory_mb)
             validation = load_split(self.run, "validation").pixels

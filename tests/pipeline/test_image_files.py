@@ -5,7 +5,7 @@ import pytest
 from images import encoded, load, save
 from PIL import Image
 
-from pipeline import image_files
+from pipeline import collector, image_files
 from pipeline.config import parse_config
 from pipeline.errors import PipelineError
 from pipeline.image_files import BadImage, decode, to_array
@@ -158,3 +158,32 @@ def test_ray_decodes_to_the_same_bytes(tmp_path, monkeypatch, capfd):
         path.unlink()
     with pytest.raises(PipelineError, match=r"0/.*\.png does not exist"):
         source.load()
+
+
+def test_many_images_lie_in_temporary_files(monkeypatch):
+    rng = np.random.default_rng(0)
+    images = [rng.integers(0, 256, (1 if number % 3 else 3, 8, 8), dtype=np.uint8) for number in range(40)]
+    files = []
+    make = collector._on_disk
+
+    def on_disk(size):
+        files.append(size)
+        return make(size)
+
+    monkeypatch.setattr(collector, "_on_disk", on_disk)
+
+    def collect():
+        gathered = collector.Collector("fail")
+        for number in rng.permutation(len(images)).tolist():
+            gathered.add(number, str(number), images[number])
+        return gathered.finish()
+
+    in_memory, indices = collect()
+    assert not files
+    monkeypatch.setattr(collector, "IN_MEMORY", 1000)
+    monkeypatch.setattr(collector, "_BLOCK", 500)
+    on_storage, again = collect()
+    assert files[-1] == 40 * 3 * 64
+    assert len(files) > 5
+    assert (on_storage == in_memory).all()
+    assert (indices == again).all()

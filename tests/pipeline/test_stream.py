@@ -1,6 +1,7 @@
 """Images that stream from storage: nothing lost, nothing doubled, the same order wherever training begins."""
 
 import dataclasses
+import shutil
 import threading
 
 import numpy as np
@@ -327,7 +328,7 @@ def test_consistency_streams_but_does_not_stop_within_an_epoch(stored, folder):
         list(one.epochs())
         results.append(one.history[-1]["loss"])
     assert results[0] == pytest.approx(results[1], rel=0.05)
-    with pytest.raises(ConfigError, match=r"checkpoint_steps is 5, but consistency 0\.5"):
+    with pytest.raises(ConfigError, match="checkpoint_steps and consistency do not go together"):
         load_config(None, ["train.consistency=0.5", "train.checkpoint_steps=5"])
 
 
@@ -352,10 +353,10 @@ TRAIN = [
 @pytest.mark.slow
 def test_a_streaming_run_killed_within_an_epoch_goes_on_from_there(tmp_path):
     undisturbed, killed = tmp_path / "undisturbed", tmp_path / "killed"
-    run("prepare", undisturbed, *TRAIN)
+    run("prepare", killed, *TRAIN)
+    shutil.copytree(killed, undisturbed)
     out, _ = run("train", undisturbed, *TRAIN)
     assert "1,294 images stream from storage, 13 row groups" in out
-    run("prepare", killed, *TRAIN)
     process = start("train", killed, *TRAIN, "train.checkpoint_steps=7")
     wait_for(lambda: any(step % 20 for step in registered(killed, "autoencoder")), "checkpoint within an epoch")
     kill_driver(process)
