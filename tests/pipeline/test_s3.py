@@ -13,13 +13,17 @@ from pathlib import Path
 
 import boto3
 import botocore.exceptions
+import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import s3fs
 from processes import run, wait_for
 
+from pipeline import dataset
+from pipeline.config import parse_config
 from pipeline.errors import PipelineError
-from pipeline.stage import read_manifest
+from pipeline.row_groups import StoredSplit
+from pipeline.stage import read_manifest, run_folder, run_stage
 from pipeline.storage import Folder
 
 SECRET = "planted-3f9ac1d7e5b2"
@@ -98,6 +102,36 @@ def test_what_another_process_writes_and_removes_is_seen(s3):
     assert folder.files("*") == ["b"]
 
 
+def test_a_row_group_is_read_without_the_rest_of_its_shard(s3, monkeypatch):
+    monkeypatch.setattr(dataset, "GROUP_BYTES", 100 * 3 * 32 * 32)
+    config = parse_config({"storage": "s3://runs/streams"})
+    images = np.random.default_rng(0).integers(0, 256, (1000, 3, 32, 32), dtype=np.uint8)
+
+    def work(folder, _):
+        info = {"shape": [3, 32, 32], "counts": {"train": 1000}, "classes": []}
+        return dataset.write_split(folder, "train", images, None, 1000), info
+
+    run_stage(config, "data", {}, work)
+    stored = StoredSplit(run_folder(config), "train")
+    fetched = []
+    fetch = s3fs.S3File._fetch_range
+
+    def counted(file, start, end):
+        fetched.append(end - start)
+        return fetch(file, start, end)
+
+    monkeypatch.setattr(s3fs.S3File, "_fetch_range", counted)
+    for number in (7, 2):
+        assert (stored.read(stored.groups[number])[0] == images[100 * number : 100 * (number + 1)]).all()
+    assert sum(fetched) < 2.5 * dataset.GROUP_BYTES
+    requests = len(fetched)
+    stored.read(stored.groups[5])
+    assert len(fetched) - requests == 1  # the footer is known by now
+    run_folder(config).remove("data/train-00000.parquet")
+    with pytest.raises(PipelineError, match=r"s3://runs/streams/.*/data/train-00000\.parquet does not exist"):
+        stored.read(stored.groups[5])
+
+
 CALLS = {
     "read": lambda folder: folder.read("x"),
     "write": lambda folder: folder.write("x", b""),
@@ -142,8 +176,10 @@ def test_a_missing_bucket_is_one_line_and_status_1(s3):
 def test_every_stage_on_s3_with_two_workers_and_again_nothing(s3, monkeypatch):
     logs = Path(tempfile.mkdtemp(prefix="ray-", dir="/tmp"))  # short: it holds Ray's sockets
     monkeypatch.setenv("RAY_TMPDIR", str(logs))
+    overrides = ["train.num_workers=2", "train.memory_mb=0", "data.images_per_shard=300"]
     try:
-        out, err = run("run", "s3://runs/all", "train.num_workers=2")
+        out, err = run("run", "s3://runs/all", *overrides)
+        assert "1,294 images stream from storage, 5 row groups" in out
         for stage in ("data", "train", "samples", "evaluation", "report"):
             assert f"{stage}: done" in out
         found = objects(s3, "all/tiny/")
@@ -157,7 +193,7 @@ def test_every_stage_on_s3_with_two_workers_and_again_nothing(s3, monkeypatch):
         assert kept == {"sampler_00000040", "sampler_00000060"}  # train.keep_checkpoints is 2
         assert len(pq.read_table(io.BytesIO(found["all/tiny/samples/images-00000.parquet"]))) == 50
 
-        again, again_err = run("run", "s3://runs/all", "train.num_workers=2")
+        again, again_err = run("run", "s3://runs/all", *overrides)
         assert again.count("up to date") == 5
         assert "done" not in again
         assert objects(s3, "all/tiny/") == found

@@ -151,3 +151,15 @@ def test_fingerprint_sees_values_not_order():
     assert fingerprint([1, 2]) != fingerprint([2, 1])
     with pytest.raises(ValueError, match="JSON"):
         fingerprint(float("nan"))
+
+
+def test_a_part_of_a_file_can_be_read(tmp_path):
+    folder = Folder(str(tmp_path))
+    folder.write("a", b"0123456789")
+    with folder.open("a") as file:
+        file.seek(4)
+        assert file.read(3) == b"456"
+    with pytest.raises(PipelineError, match=r"/b does not exist"), folder.open("b"):
+        pass
+    with pytest.raises(PipelineError, match=r"cannot read .*/a: gone"), folder.open("a"):
+        raise OSError("gone")
