@@ -1,0 +1,141 @@
+"""Training images streamed from Parquet against images in memory: speed, and memory as the data grow.
+
+Prints images per second of phase 1 (ELBO, a small convolutional net) and of reading alone, with both kinds of images
+taking turns in one process; then, each in a process of its own, by how much reading one epoch raises the peak of
+resident memory, for a data set and one four times as large. The images are noise, which zstd cannot shrink, on a
+local disk that the system has cached.
+
+    python benchmarks/streaming.py [data.source=… any key=value]
+"""
+
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from pipeline.config import load_config
+from pipeline.dataset import load_split, write_split
+from pipeline.feed import InMemory, Streamed, make_feed, window_bytes
+from pipeline.memory import keep_freed_memory
+from pipeline.phase_autoencoder import AutoencoderPhase
+from pipeline.row_groups import StoredSplit
+from pipeline.schema import Config
+from pipeline.stage import run_folder, run_stage
+from pipeline.storage import Folder
+from pipeline.training_images import training_images
+from pipeline.weights import build_model
+from pipeline.worker import resolve_auto
+from pipeline.world import World
+
+IMAGES, ROUNDS, BATCH = 20_480, 5, 128
+SMALL, LARGE = (1, 28, 28), (3, 64, 64)
+MEGABYTES = 200  # of the smaller data set
+MEMORY_MB = 64  # train.memory_mb: windows of 16 MiB
+OVERRIDES = [
+    "train.objective=elbo", "train.particles=1", f"train.batch_size={BATCH}", "train.epochs=1000",
+    "model.network=conv", "model.latent_dim=16", "model.width=32", "model.depth=1",
+]  # fmt: skip
+
+
+def write(folder: Path, name: str, shape: tuple[int, int, int], count: int) -> tuple[Config, Folder]:
+    """A run with `count` training images of noise, of which no more than 200 MB differ."""
+    config = load_config(None, [*OVERRIDES, f"storage={folder}", f"name={name}"])
+    distinct = min(count, MEGABYTES * 10**6 // int(np.prod(shape)))
+    noise = np.random.default_rng(0).integers(0, 256, (distinct, *shape), dtype=np.uint8)
+
+    def work(run: Folder, _: str) -> tuple[list[str], dict]:
+        names = write_split(run, "train", noise, None, 10_000, np.arange(count) % distinct)
+        return names, {"shape": list(shape), "counts": {"train": count}, "classes": []}
+
+    run_stage(config, "data", {}, work)
+    return config, run_folder(config)
+
+
+def read_epoch(feed: InMemory | Streamed, epoch: int, steps: int) -> float:
+    """Seconds that an epoch's batches take when nobody uses them."""
+    started = time.perf_counter()
+    for step in range(epoch * steps, (epoch + 1) * steps):
+        feed.batch(step)
+    return time.perf_counter() - started
+
+
+def speed(folder: Path, arguments: list[str]) -> None:
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    config, run = write(folder, "speed", SMALL, IMAGES)
+    config = load_config(None, OVERRIDES + arguments)
+    kinds = {"memory": load_split(run, "train").pixels, "streamed": StoredSplit(run, "train")}
+    phases, epochs, feeds = {}, {}, {}
+    for kind, images in kinds.items():
+        settings = resolve_auto(config.train, device, "conv").model_copy(update={"memory_mb": MEMORY_MB // 4})
+        model, validation = build_model(config, SMALL).to(device), torch.zeros(BATCH, *SMALL, dtype=torch.uint8)
+        phases[kind] = AutoencoderPhase(model, images, validation, settings, World(device=device), 0)
+        epochs[kind] = phases[kind].epochs()
+        feeds[kind] = make_feed(images, BATCH, World(device=device), 1, MEMORY_MB // 4)
+    training: dict[str, list[float]] = {kind: [] for kind in kinds}
+    reading: dict[str, list[float]] = {kind: [] for kind in kinds}
+    for round_ in range(ROUNDS + 1):
+        for kind, phase in phases.items():
+            next(epochs[kind])
+            seconds = read_epoch(feeds[kind], round_, phase.steps_per_epoch)
+            if round_:  # the first round warms both up
+                training[kind].append(phase.history[-1]["images_per_s"])
+                reading[kind].append(phase.steps_per_epoch * phase.batch / seconds)
+    for what, rates in (("training", training), ("reading alone", reading)):
+        ratio = statistics.median(s / m for s, m in zip(rates["streamed"], rates["memory"], strict=True))
+        print(
+            f"{device.type}, {torch.get_num_threads()} threads, {what}: {statistics.median(rates['memory']):,.0f} "
+            f"images/s in memory, {statistics.median(rates['streamed']):,.0f} streamed, ratio {ratio:.3f}",
+            flush=True,
+        )
+
+
+def status(key: str) -> float:
+    """A figure of this process in MB; VmHWM and not getrusage, whose peak includes that of the parent process."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(f"{key}:")) * 1024 / 1e6
+
+
+def peak(url: str, memory_mb: int) -> None:
+    """Read one epoch in this process; prints by how much that raised its peak."""
+    keep_freed_memory()
+    torch.set_num_threads(1)
+    before, run = status("VmRSS"), Folder(url)
+    images = training_images(run, memory_mb)
+    feed, steps = make_feed(images, BATCH, World(), 0, memory_mb), len(images) // BATCH
+    rate = steps * BATCH / read_epoch(feed, 0, steps)
+    print(json.dumps({"streamed": isinstance(images, StoredSplit), "MB": status("VmHWM") - before, "rate": rate}))
+
+
+def memory(folder: Path) -> None:
+    for times in (1, 4):
+        count = times * MEGABYTES * 10**6 // int(np.prod(LARGE))
+        _, run = write(folder, f"memory-{times}", LARGE, count)
+        for memory_mb in (4096, MEMORY_MB):
+            command = [sys.executable, __file__, "--peak", run.url, str(memory_mb)]
+            found = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+            kind = f"streamed, windows of {window_bytes(memory_mb) >> 20} MiB" if found["streamed"] else "in memory"
+            print(
+                f"{times * MEGABYTES} MB of images, {kind}: peak grows by {found['MB']:,.0f} MB, "
+                f"{found['rate']:,.0f} images/s read",
+                flush=True,
+            )
+
+
+def main(arguments: list[str]) -> None:
+    if arguments[:1] == ["--peak"]:
+        peak(arguments[1], int(arguments[2]))
+        return
+    keep_freed_memory()
+    with tempfile.TemporaryDirectory() as folder:
+        speed(Path(folder), arguments)
+        memory(Path(folder))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
