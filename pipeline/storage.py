@@ -23,6 +23,11 @@ from pipeline.errors import ConfigError, PipelineError
 
 __all__ = ["Folder", "fingerprint", "sha256"]
 
+# Read by S3's clients when they are made: go on asking through an outage of a minute (attempts with growing pauses, a
+# minute and a half in the mean), where their own defaults give up after seconds. What the user has set stays.
+os.environ.setdefault("AWS_RETRY_MODE", "standard")
+os.environ.setdefault("AWS_MAX_ATTEMPTS", "14")
+
 
 def sha256(content: bytes) -> str:
     """Hex digest of `content`.

@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import time
 import urllib.request
 from pathlib import Path
 
@@ -17,7 +18,8 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import s3fs
-from processes import run, wait_for
+from faulty_proxy import FAULTS, faulty_proxy
+from processes import finish, run, start, wait_for
 
 from pipeline import dataset
 from pipeline.config import parse_config
@@ -26,6 +28,9 @@ from pipeline.row_groups import StoredSplit
 from pipeline.stage import read_manifest, run_folder, run_stage
 from pipeline.storage import Folder
 
+SEARCH = ["tune.num_samples=3", "tune.num_images=200", "tune.draws=1", "tune.reports=2"]
+OUTAGE = 20.0  # seconds; docs/operations.md has longer ones
+STORED = ["train.epochs=6", "train.checkpoint_epochs=1", "sampler.checkpoint_steps=10"]
 SECRET = "planted-3f9ac1d7e5b2"
 
 
@@ -57,6 +62,7 @@ def s3(tmp_path_factory):
             s3fs.S3FileSystem.clear_instance_cache()  # one made under another environment would be used again
             client = boto3.client("s3")
             client.create_bucket(Bucket="runs")
+            client.create_bucket(Bucket="bad")
             yield client
         finally:
             server.terminate()
@@ -66,9 +72,13 @@ def s3(tmp_path_factory):
 
 def objects(s3, prefix=""):
     """Key -> content of everything in the bucket."""
-    pages = s3.get_paginator("list_objects_v2").paginate(Bucket="runs", Prefix=prefix)
-    keys = [entry["Key"] for page in pages for entry in page.get("Contents", [])]
-    return {key: s3.get_object(Bucket="runs", Key=key)["Body"].read() for key in keys}
+    return {key: s3.get_object(Bucket="runs", Key=key)["Body"].read() for key in keys(s3, "runs", prefix)}
+
+
+def keys(s3, bucket, prefix=""):
+    """Names of everything in a bucket."""
+    pages = s3.get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=prefix)
+    return [entry["Key"] for page in pages for entry in page.get("Contents", [])]
 
 
 def test_write_read_list_remove(s3):
@@ -176,7 +186,9 @@ def test_a_missing_bucket_is_one_line_and_status_1(s3):
 def test_every_stage_on_s3_with_two_workers_and_again_nothing(s3, monkeypatch):
     logs = Path(tempfile.mkdtemp(prefix="ray-", dir="/tmp"))  # short: it holds Ray's sockets
     monkeypatch.setenv("RAY_TMPDIR", str(logs))
-    overrides = ["train.num_workers=2", "train.memory_mb=0", "data.images_per_shard=300"]
+    overrides = [
+        "train.num_workers=2", "train.memory_mb=0", "data.images_per_shard=300", "sampler.particles=128"
+    ]  # fmt: skip
     try:
         out, err = run("run", "s3://runs/all", *overrides)
         assert "1,294 images stream from storage, 5 row groups" in out
@@ -198,10 +210,48 @@ def test_every_stage_on_s3_with_two_workers_and_again_nothing(s3, monkeypatch):
         assert "done" not in again
         assert objects(s3, "all/tiny/") == found
 
-        assert SECRET not in out + err + again + again_err
+        tune, tune_err = run("tune", "s3://runs/all", *overrides, "train.num_workers=1", *SEARCH)
+        assert "tune: 3/3 trials" in tune
+        found = objects(s3, "all/tiny/")
+        assert len(pq.read_table(io.BytesIO(found["all/tiny/tune/trials.parquet"]))) == 3
+        assert b"tiny-best" in found["all/tiny/tune/best.yaml"]
+        assert not any("tune/checkpoints/" in key for key in found)
+
+        assert SECRET not in out + err + again + again_err + tune + tune_err
         assert [key for key, content in found.items() if SECRET.encode() in content] == []
         written = [path for path in logs.rglob("*") if path.is_file() and not path.is_symlink()]
         assert any(path.suffix == ".log" for path in written)
         assert [path for path in written if SECRET.encode() in path.read_bytes()] == []
     finally:
         shutil.rmtree(logs, ignore_errors=True)
+
+
+@pytest.mark.slow
+def test_bad_storage_delays_a_run_and_changes_nothing(s3, monkeypatch, tmp_path):
+    for stage in ("prepare", "train", "sample"):
+        run(stage, tmp_path, *STORED)
+    s3fs.S3FileSystem.clear_instance_cache()
+    server = int(os.environ["AWS_ENDPOINT_URL"].rpartition(":")[2])
+    with faulty_proxy(server) as proxy:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.url)
+        run("prepare", "s3://bad", *STORED)
+        training = start("train", "s3://bad", *STORED)
+        wait_for(lambda: any("state.json" in key for key in keys(s3, "bad", "tiny/train/")), "checkpoint")
+        proxy.down.set()
+        time.sleep(OUTAGE)
+        proxy.down.clear()
+        finish(training)
+        run("sample", "s3://bad", *STORED)
+        for _ in range(100):  # until every fault has been met
+            if set(proxy.met) >= set(FAULTS):
+                break
+            Folder("s3://bad/tiny").read("model/config.json")
+        assert set(proxy.met) >= set(FAULTS)
+        alone, through = Folder(str(tmp_path / "tiny")), Folder("s3://bad/tiny")
+        for stage in ("data", "train", "samples"):
+            ours, theirs = (read_manifest(folder, stage, "").outputs for folder in (through, alone))
+            assert set(ours) == set(theirs)
+            same = [name for name in ours if name.endswith((".safetensors", ".parquet", "config.json", "grid.png"))]
+            assert same
+            assert {name: ours[name]["sha256"] for name in same} == {name: theirs[name]["sha256"] for name in same}
+    s3fs.S3FileSystem.clear_instance_cache()
