@@ -10,8 +10,7 @@ read and verified without the rest of its shard.
 import hashlib
 import io
 import json
-from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -184,16 +183,6 @@ def decode_table(table: pa.Table, shape: Sequence[int]) -> tuple[np.ndarray, np.
     return flat.reshape(len(column), *shape), labels
 
 
-def iterate_shards(run: Folder, manifest: Manifest, split: str) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """The shards of a split, each verified: (n, C, H, W) uint8 images and (n,) labels.
-
-    Raises:
-        PipelineError: naming a shard that is missing or whose hash does not match.
-    """
-    for name in _shards(manifest, split):
-        yield decode_shard(run.read_verified(name, manifest.outputs[name]["sha256"]), manifest.info["shape"])
-
-
 def load_split(run: Folder, split: str) -> Images:
     """A whole split in memory.
 
@@ -205,14 +194,19 @@ def load_split(run: Folder, split: str) -> Images:
         PipelineError: if `prepare` has not finished, the split is empty, or a shard is missing or damaged.
     """
     manifest = read_dataset_manifest(run)
-    parts = deque(iterate_shards(run, manifest, split))
-    if not parts:
+    shards, shape = _shards(manifest, split), manifest.info["shape"]
+    if not shards:
         raise PipelineError(f"{run.url}/data has no {split} images; splits: {manifest.info['counts']}")
-    labels = torch.from_numpy(np.concatenate([labels for _, labels in parts]).astype(np.int64))
-    pixels = np.empty((len(labels), *manifest.info["shape"]), np.uint8)
-    first = 0
-    while parts:  # frees as it copies, so that the whole is in memory once
-        part, _ = parts.popleft()
-        pixels[first : first + len(part)] = part
-        first += len(part)
-    return Images(torch.from_numpy(pixels), labels, tuple(manifest.info["classes"]))
+    pixels, labels = np.empty((0, *shape), np.uint8), []
+    count = 0
+    for name in shards:
+        file = pq.ParquetFile(io.BytesIO(run.read_verified(name, manifest.outputs[name]["sha256"])))
+        if name == shards[0]:  # no other is larger; what is never written to takes no memory
+            pixels = np.empty((len(shards) * file.metadata.num_rows, *shape), np.uint8)
+        for number in range(file.num_row_groups):  # by row groups, so that the whole is in memory once
+            part, numbers = decode_table(file.read_row_group(number, columns=["image", "label"]), shape)
+            pixels[count : count + len(part)] = part
+            labels.append(numbers)
+            count += len(part)
+    known = torch.from_numpy(np.concatenate(labels).astype(np.int64))
+    return Images(torch.from_numpy(pixels[:count]), known, tuple(manifest.info["classes"]))

@@ -16,7 +16,7 @@ from pipeline.world import World, keyed_generator
 __all__ = ["WINDOW_BYTES", "Batch", "InMemory", "Streamed", "make_feed", "window_bytes"]
 
 WINDOW_BYTES = 64 * 2**20
-"""Pixels that streaming shuffles at a time; at most three such windows are in memory."""
+"""Pixels that streaming shuffles at a time; three such windows are in memory at most."""
 
 
 class Batch(NamedTuple):
@@ -104,7 +104,7 @@ class _Plan:
 
 
 class _Window(NamedTuple):
-    """A window on the device: pixels as stored, their positions in the split, and the shuffled order."""
+    """A window on the device: pixels as stored (and room), their positions in the split, and the shuffled order."""
 
     pixels: Tensor
     where: Tensor
@@ -134,6 +134,9 @@ class Streamed:
         self.images, self._world, self._seed = images, world, seed
         self._own, self._steps = batch // world.size, len(images) // batch
         self._window_rows = max(1, window // (images.shape[1] * images.shape[2] * images.shape[3]))
+        # Windows differ in size: buffers of one size, used again, keep memory from falling into pieces.
+        self._room = min(max(self._window_rows, *(group.rows for group in images.groups)), self._steps * self._own)
+        self._spare: list[Tensor] = []
         self._plans: dict[int, _Plan] = {}
         self._windows: dict[tuple[int, int], Future[_Window]] = {}
         self._reader = ThreadPoolExecutor(1, thread_name_prefix="row-groups")
@@ -198,21 +201,29 @@ class Streamed:
         after = (epoch, numbers.stop) if numbers.stop < len(self._plan(epoch).windows) else (epoch + 1, 0)
         wanted = [*((epoch, number) for number in numbers), after]
         for key in [key for key in self._windows if key not in wanted]:
-            self._windows.pop(key).cancel()
+            left = self._windows.pop(key)
+            if not left.cancel() and left.done() and left.exception() is None and self._world.device.type == "cpu":
+                self._spare.append(left.result().pixels)
         for key in wanted:
             if key not in self._windows:
                 self._windows[key] = self._reader.submit(self._read, self._plan(key[0]), key[1])
         return [(number, self._windows[epoch, number].result()) for number in numbers]
 
     def _read(self, plan: _Plan, number: int) -> _Window:
-        device, where = self._world.device, plan.where(number)
-        shape = (len(where), *self.images.shape[1:])
-        pixels = torch.empty(shape, dtype=torch.uint8, pin_memory=device.type == "cuda")
-        into, at = pixels.numpy(), 0
+        device, at = self._world.device, 0
+        buffer = self._spare.pop() if self._spare else self._new_buffer()
+        into = buffer.numpy()
         for group, start, stop in plan.windows[number]:
             into[at : at + stop - start] = self.images.read(group)[0][start:stop]
             at += stop - start
-        return _Window(*(part.to(device, non_blocking=True) for part in (pixels, where, plan.order(number))))
+        pixels = buffer.to(device)  # waits for the copy, in this thread only
+        if pixels is not buffer:
+            self._spare.append(buffer)
+        return _Window(pixels, plan.where(number).to(device), plan.order(number).to(device))
+
+    def _new_buffer(self) -> Tensor:
+        shape = (self._room, *self.images.shape[1:])
+        return torch.empty(shape, dtype=torch.uint8, pin_memory=self._world.device.type == "cuda")
 
 
 def window_bytes(memory_mb: int) -> int:
