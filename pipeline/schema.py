@@ -30,6 +30,16 @@ Count = Annotated[int, Field(ge=1)]
 Auto = bool | Literal["auto"]
 
 
+def _workers(value: Any) -> Any:
+    numbers = value if isinstance(value, list) and len(value) == 2 else [value, value]
+    if not all(type(number) is int for number in numbers) or not 1 <= numbers[0] <= numbers[1]:
+        raise ValueError("must be a number from 1 up, or [least, most]")
+    return value
+
+
+Workers = Annotated[int | list[int], BeforeValidator(_workers)]
+
+
 class _Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
@@ -107,7 +117,9 @@ class TrainConfig(_Section):
     weight_decay: Annotated[float, Field(ge=0)] = Field(0.0, description="decoupled weight decay")
     ema: Annotated[float, Field(ge=0, lt=1)] = Field(0.999, description="decay of the averaged weights; 0: none")
     memory_mb: Annotated[int, Field(ge=0)] = Field(4096, description="MiB of training images held; more are streamed")
-    num_workers: Count = Field(1, description="data-parallel processes")
+    num_workers: Workers = Field(
+        1, description="data-parallel processes; [least, most]: as many as the cluster has room for, changing with it"
+    )
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: cuda where the cluster has GPUs")
     bf16: Auto = Field("auto", description="bfloat16 autocast; auto: on GPUs that have it")
     channels_last: Auto = Field("auto", description="NHWC memory; auto: on for convolutional networks")
@@ -130,6 +142,16 @@ class TrainConfig(_Section):
                 "repel each other; use train.objective=elbo for 1"
             )
         return self
+
+    @property
+    def least_workers(self) -> int:
+        """The fewest data-parallel processes that training goes on with."""
+        return self.num_workers if isinstance(self.num_workers, int) else self.num_workers[0]
+
+    @property
+    def most_workers(self) -> int:
+        """The most data-parallel processes."""
+        return self.num_workers if isinstance(self.num_workers, int) else self.num_workers[1]
 
 
 class SamplerConfig(_Section):

@@ -192,7 +192,7 @@ def _key_mistakes(config: Config, path: str, spec: Distribution) -> list[str]:
             override(config, values)
         except ConfigError as error:
             mistakes += [re.sub(r"^[\w.]+: ", "", line.strip()) for line in str(error).splitlines()[1:]]
-    workers = config.train.num_workers
+    workers = config.train.least_workers  # trials do not grow
     if path in ("sampler.particles", "train.batch_size") and not mistakes and workers > 1:
         sizes = _probes(spec) + ([spec.step or 1] if spec.type == "int" else [])
         if spec.type not in ("int", "choice") or any(size % workers for size in sizes):

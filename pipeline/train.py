@@ -23,17 +23,22 @@ __all__ = ["run"]
 # Keys that change how a run is carried out, not what it computes: a run may be resumed with other values.
 _OPERATIONAL = {"num_workers", "device", "checkpoint_epochs", "checkpoint_steps", "keep_checkpoints", "max_failures"}
 
+_LOOK_FOR_ROOM_EVERY = 30.0  # seconds; a group that grows starts anew from its last checkpoint
+
 
 def _check(config: Config, shape: tuple[int, int, int]) -> None:
     """Mistakes that only data and config together show, found before Ray starts."""
     mistakes = []
-    workers = config.train.num_workers
+    least, most = config.train.least_workers, config.train.most_workers
     for key, value in (
         ("train.batch_size", config.train.batch_size),
         ("sampler.particles", config.sampler.particles),
     ):
-        if value % workers:
-            mistakes.append(f"{key}: {value} does not divide over train.num_workers={workers}")
+        if bad := [str(workers) for workers in range(least, most + 1) if value % workers]:
+            mistakes.append(
+                f"{key}: {value} does not divide over train.num_workers={config.train.num_workers}"
+                + (f" ({', '.join(bad)} of them)" if least < most else "")
+            )
     try:
         build_model(config, shape)
     except ValueError as error:
@@ -48,11 +53,11 @@ def _resources(config: Config) -> tuple[bool, dict[str, float], int]:
 
     cuda = use_cuda(config.train.device)
     cpus = int(ray.cluster_resources().get("CPU", 1))
-    threads = max(1, min(cpus // config.train.num_workers, 16))
+    threads = max(1, min(cpus // config.train.most_workers, 16))
     resources: dict[str, float] = {"CPU": 1 if cuda else threads}
     if cuda:
         resources["GPU"] = 1
-    what, wanted = "GPU" if cuda else "CPU", config.train.num_workers
+    what, wanted = "GPU" if cuda else "CPU", config.train.least_workers
     available = int(ray.cluster_resources().get(what, 0))
     if available < wanted and config.ray.address is None and not in_job():
         raise ConfigError(
@@ -70,6 +75,7 @@ def _fit(config: Config, run: Folder, name: str) -> dict[str, Any]:
     from ray.train.torch import TorchTrainer
 
     cuda, resources, threads = _resources(config)
+    workers = config.train.num_workers
     filesystem, path = (run / "train").for_arrow()
     with board("train") as progress:
         trainer = TorchTrainer(
@@ -81,7 +87,10 @@ def _fit(config: Config, run: Folder, name: str) -> dict[str, Any]:
                 "board": progress,
             },
             scaling_config=ScalingConfig(
-                num_workers=config.train.num_workers, use_gpu=cuda, resources_per_worker=resources
+                num_workers=workers if isinstance(workers, int) else (workers[0], workers[1]),  # type: ignore[arg-type]
+                use_gpu=cuda,
+                resources_per_worker=resources,
+                elastic_resize_monitor_interval_s=_LOOK_FOR_ROOM_EVERY,  # type: ignore[call-arg]  # Train V2's
             ),
             run_config=RunConfig(
                 name=name,

@@ -66,7 +66,7 @@ def nested_trial(params: dict[str, Any], job: dict[str, Any], common: Common) ->
         _rank,
         train_loop_config={"job": job | own, "common": ray.put(common)},
         scaling_config=ScalingConfig(
-            num_workers=config.train.num_workers,
+            num_workers=config.train.least_workers,
             use_gpu=cuda,
             resources_per_worker={"CPU": 1} | ({"GPU": 1} if cuda else {}),
         ),

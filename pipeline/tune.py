@@ -70,9 +70,9 @@ def _resources(config: Config) -> tuple[dict[str, float], int]:
     settings, cluster = config.tune, ray.cluster_resources()
     cpus, gpus = int(cluster.get("CPU", 1)), cluster.get("GPU", 0.0)
     cuda = use_cuda(config.train.device)
-    if config.train.num_workers > 1:
+    if config.train.least_workers > 1:
         # The driver of a trial must not take what its workers need, or all of them would wait for each other.
-        fit, needed = int(gpus if cuda else cpus) // config.train.num_workers, config.train.num_workers
+        fit, needed = int(gpus if cuda else cpus) // config.train.least_workers, config.train.least_workers
         own: dict[str, float] = {"memory": 2**20}
         what = f"{needed} {'GPUs' if cuda else 'CPUs'} (train.num_workers)"
     else:
@@ -99,7 +99,7 @@ def _sweep(config: Config, run: Folder, space: SearchSpace, study: Any, storage:
     from pipeline.trial_process import nested_trial, single_trial
 
     settings = config.tune
-    several = config.train.num_workers > 1
+    several = config.train.least_workers > 1
     own, concurrent = _resources(config)
     name, trials = study.study_name, len(study.get_trials(deepcopy=False))
     sampler = build_sampler(settings, config.seed, trials)
@@ -263,7 +263,7 @@ def run(config: Config, force: bool = False) -> Manifest:
             study_name=name, storage=storage, directions=directions(config.tune), load_if_exists=True
         )
         enqueue_points(study, space)
-        several = config.train.num_workers > 1
+        several = config.train.least_workers > 1
         # A stopped trial's workers are only cleaned up where the dashboard runs: without it the search would hang.
         ray = config.ray.model_copy(update={"dashboard": config.ray.dashboard or several})
         with connect(config.model_copy(update={"ray": ray})):
