@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import IO
 
 import psutil
 
@@ -30,13 +31,12 @@ TINY = [
 ]
 
 
-def start(stage: str, storage: Path, *overrides: str) -> subprocess.Popen:
-    """`python -m pipeline.<stage>` on the tiny configuration; its own process group."""
+def start(stage: str, storage: Path | str, *overrides: str, output: IO[str] | None = None) -> subprocess.Popen:
+    """`python -m pipeline.<stage>` on the tiny configuration; its own process group; to pipes, or to one file."""
     command = [sys.executable, "-m", f"pipeline.{stage}", *TINY, f"storage={storage}", *overrides]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    return subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment, start_new_session=True
-    )
+    out, err = (subprocess.PIPE, subprocess.PIPE) if output is None else (output, subprocess.STDOUT)
+    return subprocess.Popen(command, stdout=out, stderr=err, text=True, env=environment, start_new_session=True)
 
 
 def finish(process: subprocess.Popen, expect: int = 0, timeout: float = 900) -> tuple[str, str]:
@@ -46,7 +46,7 @@ def finish(process: subprocess.Popen, expect: int = 0, timeout: float = 900) -> 
     return out, err
 
 
-def run(stage: str, storage: Path, *overrides: str, expect: int = 0) -> tuple[str, str]:
+def run(stage: str, storage: Path | str, *overrides: str, expect: int = 0) -> tuple[str, str]:
     """Run a stage to its end."""
     return finish(start(stage, storage, *overrides), expect)
 
