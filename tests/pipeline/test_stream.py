@@ -342,6 +342,7 @@ def test_ranks_can_differ_in_number_after_a_restart(stored):
 
 
 TRAIN = [
+    "ray.num_cpus=1",
     "data.images_per_shard=100",
     "train.memory_mb=0",
     "train.epochs=6",
