@@ -15,7 +15,7 @@ from pipeline.progress import board
 from pipeline.schema import Config
 from pipeline.stage import Manifest, run_folder, run_stage, say
 from pipeline.storage import Folder
-from pipeline.weights import MODEL_FILES, build_model
+from pipeline.weights import BEST_FILES, MODEL_FILES, build_model
 from pipeline.worker import train_worker
 
 __all__ = ["run"]
@@ -138,7 +138,10 @@ def run(config: Config, force: bool = False) -> Manifest:
             raise PipelineError(outcome["failure"])
         history = read_history(folder)
         last = {record["phase"]: record for record in history}
-        return [*MODEL_FILES, *HISTORY_FILES], {"figures": last, "num_workers": config.train.num_workers} | outcome
+        return [*MODEL_FILES, *BEST_FILES, *HISTORY_FILES], {
+            "figures": last,
+            "num_workers": config.train.num_workers,
+        } | outcome
 
     depends_on = {
         "data": data.digest,

@@ -1,16 +1,23 @@
-"""The trained model on storage: `model/config.json` and `model/model.safetensors`, all that sampling needs."""
+"""The trained model on storage: `model/config.json` and `model/model.safetensors`, all that sampling needs.
 
+`train/best/` has the same two files, from the validation at which the sampler was best so far.
+"""
+
+import copy
 import tempfile
 from pathlib import Path
+
+from torch import nn
 
 from ldcvae.model import LDCVAE, LDCVAEConfig
 from pipeline.schema import Config
 from pipeline.stage import read_manifest
 from pipeline.storage import Folder
 
-__all__ = ["MODEL_FILES", "build_model", "load_model", "write_model"]
+__all__ = ["BEST_FILES", "MODEL_FILES", "build_model", "load_model", "write_best", "write_model"]
 
 MODEL_FILES = ("model/config.json", "model/model.safetensors")
+BEST_FILES = ("train/best/config.json", "train/best/model.safetensors")
 
 
 def build_model(config: Config, image_shape: tuple[int, int, int]) -> LDCVAE:
@@ -40,13 +47,30 @@ def build_model(config: Config, image_shape: tuple[int, int, int]) -> LDCVAE:
     )
 
 
-def write_model(run: Folder, model: LDCVAE) -> list[str]:
-    """Write the model; returns the files' paths under the run's folder."""
+def write_model(run: Folder, model: LDCVAE, files: tuple[str, ...] = MODEL_FILES) -> None:
+    """Write the model's files under the run's folder."""
     with tempfile.TemporaryDirectory() as temporary:
         model.save_pretrained(temporary)
-        for name in MODEL_FILES:
+        for name in files:
             run.write(name, (Path(temporary) / Path(name).name).read_bytes())
-    return list(MODEL_FILES)
+
+
+def write_best(run: Folder, model: LDCVAE, sampler: nn.Module, validations: list[float]) -> None:
+    """Keep `train/best/` at the sampler's best validation.
+
+    To be called before the checkpoint that remembers this validation: a run that goes on from it must find the files.
+
+    Args:
+        run: the run's folder.
+        model: with the trained encoder and decoder.
+        sampler: its averaged weights.
+        validations: figures so far, the lowest best, this sampler's the last.
+    """
+    if validations[-1] > min(validations):
+        return
+    best = copy.deepcopy(model)
+    best.sampler.load_state_dict(sampler.state_dict())
+    write_model(run, best, BEST_FILES)
 
 
 def load_model(run: Folder) -> LDCVAE:

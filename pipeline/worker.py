@@ -24,7 +24,7 @@ from pipeline.row_groups import StoredSplit
 from pipeline.schema import Config, TrainConfig
 from pipeline.storage import Folder
 from pipeline.training_images import encode_split, training_images
-from pipeline.weights import build_model, write_model
+from pipeline.weights import build_model, write_best, write_model
 from pipeline.world import World
 
 __all__ = ["resolve_auto", "train_worker", "train_world"]
@@ -177,6 +177,10 @@ def train_worker(job: dict[str, Any]) -> dict[str, Any]:
         if state is not None:
             second.load(state["phase"])
         for _ in second.blocks(config.sampler.checkpoint_steps, progress):
+            if world.rank == 0:
+                write_best(
+                    run, model, second.averaged, [line["validation_sliced_wasserstein"] for line in second.history]
+                )
             reporter.save(second)
         second.adopt_average()
     except NonFiniteLossError as error:

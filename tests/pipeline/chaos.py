@@ -216,10 +216,8 @@ def main(kills: int, seed: int, overrides: list[str], references: int = 3) -> li
         for kind in KINDS:
             seconds = [kill["seconds"] for kill in chaos.kills if kill["kind"] == kind]
             if seconds:
-                worst = max(seconds)
-                print(
-                    f"{kind}: {len(seconds)} kills, made good after {statistics.median(seconds):.0f} s, at worst {worst:.0f} s"
-                )
+                median, worst = statistics.median(seconds), max(seconds)
+                print(f"{kind}: {len(seconds)} kills, made good after {median:.0f} s, at worst {worst:.0f} s")
         print(f"run finished, one model, history complete, {len(chaos.kills)} kills")
         return chaos.kills
 

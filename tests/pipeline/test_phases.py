@@ -1,5 +1,6 @@
 """Both phases without Ray: resuming, several ranks, averaged weights, every key that steers them."""
 
+import copy
 import dataclasses
 import os
 import socket
@@ -12,6 +13,7 @@ import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
 from ldcvae.latents import Encodings
+from ldcvae.model import LDCVAE
 from pipeline.checkpoint import load_state, save_state
 from pipeline.config import load_config
 from pipeline.errors import PipelineError
@@ -19,8 +21,9 @@ from pipeline.monitor import LossMonitor, NonFiniteLossError
 from pipeline.phase import Cast
 from pipeline.phase_autoencoder import AutoencoderPhase
 from pipeline.phase_sampler import SamplerPhase
+from pipeline.storage import Folder
 from pipeline.training_images import encode_split
-from pipeline.weights import build_model
+from pipeline.weights import build_model, write_best
 from pipeline.worker import resolve_auto
 from pipeline.world import World
 
@@ -335,6 +338,18 @@ def test_options_change_speed_not_results(option):
         results.append(weights(phase))
     tolerance = 0.02 if option == "bf16" else 2e-4
     torch.testing.assert_close(results[1], results[0], atol=tolerance, rtol=0.05)
+
+
+def test_the_sampler_of_the_best_validation_is_kept(tmp_path):
+    run, model = Folder(str(tmp_path)), second_phase().model
+    before = copy.deepcopy(model.state_dict())
+    for bias, validations in ((1.0, [3.0]), (2.0, [3.0, 2.0]), (3.0, [3.0, 2.0, 2.5])):
+        sampler = copy.deepcopy(model.sampler)
+        torch.nn.init.constant_(sampler.inner[-1].bias, bias)
+        write_best(run, model, sampler, validations)
+    best = LDCVAE.from_pretrained(tmp_path / "train" / "best")
+    assert best.sampler.inner[-1].bias.unique().tolist() == [2.0]
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 
 
 def test_rows_need_an_even_split():

@@ -22,7 +22,7 @@ from pipeline.errors import PipelineError
 from pipeline.history import HISTORY_FILES, write_history
 from pipeline.plots import image_grid
 from pipeline.stage import run_folder, run_stage
-from pipeline.weights import write_model
+from pipeline.weights import MODEL_FILES, write_model
 
 KEYS = ("fd", "kid", "precision", "recall", "density", "coverage", "mmd2", "sliced_wasserstein", "latents_per_s")
 FD = {"prior": 28.76, "gaussian": 21.24, "gmm": 16.53, "langevin": 18.35, "sampler": 14.94, "encoder": 14.55}
@@ -82,7 +82,8 @@ def finish(storage, figures=None, history=None, shape=(1, 8, 8), latent_dim=4, c
         write_history(run, log() if history is None else history)
         torch.manual_seed(0)
         model = LDCVAE(LDCVAEConfig(shape, latent_dim=latent_dim, width=16, base_components=components))
-        return [*HISTORY_FILES, *write_model(run, model)], {}
+        write_model(run, model)
+        return [*HISTORY_FILES, *MODEL_FILES], {}
 
     def sample(run, _):
         names = [f"samples/images-{number:05d}.parquet" for number in range(3)]
