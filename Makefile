@@ -17,7 +17,7 @@ demo: .venv/installed
 	@$(BIN)/python -m pipeline.run --config configs/digits.yaml
 
 test: .venv/installed lint
-	@$(BIN)/python -m pytest
+	@$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
 
 lint: .venv/installed
 	@$(BIN)/ruff check .

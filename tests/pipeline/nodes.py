@@ -45,7 +45,9 @@ class Nodes:
         }
 
     def __enter__(self) -> "Nodes":
+        (client,) = free_ports(1)  # Ray's own is taken where another cluster runs
         options = ["--head", f"--port={self.port}", "--num-cpus=0", "--include-dashboard=false"]
+        options.append(f"--ray-client-server-port={client}")
         self.head = self._start(*options, f"--temp-dir={self.folder}")
         return self
 

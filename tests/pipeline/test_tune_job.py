@@ -3,7 +3,6 @@
 import os
 import re
 import signal
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +10,7 @@ from pathlib import Path
 import optuna
 import psutil
 import pytest
+from nodes import free_ports
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import TrialState
@@ -20,16 +20,6 @@ BLOCK = re.search(
     r"^```sh\n(export RAY_AUTH_MODE=token\n.*?)^```", (ROOT / "docs/tuning.md").read_text(), re.M | re.S
 )[1]
 SEARCH = ["tune.num_samples=2", "tune.num_images=200", "tune.draws=1", "tune.reports=2", "sampler.particles=128"]
-
-
-def free_ports(count: int) -> list[int]:
-    sockets = [socket.socket() for _ in range(count)]
-    for each in sockets:
-        each.bind(("127.0.0.1", 0))
-    ports = [each.getsockname()[1] for each in sockets]
-    for each in sockets:
-        each.close()
-    return ports
 
 
 def lines(word: str) -> list[str]:
@@ -48,6 +38,7 @@ def cluster(tmp_path_factory):
         "dashboard-agent-listen-port",
         "dashboard-agent-grpc-port",
         "metrics-export-port",
+        "ray-client-server-port",
     )
     ports = dict(zip(names, free_ports(len(names)), strict=True))
     environment = {key: value for key, value in os.environ.items() if not key.startswith("RAY_")}
