@@ -129,7 +129,7 @@ class AutoencoderPhase(Phase):
         record = {"phase": self.name, "epoch": self.epoch, "step": self.step} | losses
         record["validation_mse"] = self.validation_error()
         record["images_per_s"] = self.steps_per_epoch * self.batch / elapsed
-        record |= {"seconds": round(self.seconds, 3), "time": round(time.time(), 3)}
+        record |= {"workers": self.world.size, "seconds": round(self.seconds, 3), "time": round(time.time(), 3)}
         self.history.append(record)
         if progress is not None:
             progress({"done": self.step / self.total} | record)

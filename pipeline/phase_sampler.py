@@ -121,7 +121,7 @@ class SamplerPhase(Phase):
             self.seconds += elapsed
             record: dict[str, Any] = {"phase": self.name, "step": self.step} | losses | self.validation_figures()
             record["latents_per_s"] = (self.step - first) * self.config.particles / elapsed
-            record |= {"seconds": round(self.seconds, 3), "time": round(time.time(), 3)}
+            record |= {"workers": self.world.size, "seconds": round(self.seconds, 3), "time": round(time.time(), 3)}
             self.history.append(record)
             if progress is not None:
                 progress({"done": self.step / self.total} | record)

@@ -1,41 +1,61 @@
-"""A run on a cluster that has no workers yet, as autoscaling ones have: it says so, waits, and goes on."""
+"""A run on a cluster whose machines come and go: it waits for the first, grows with the second, outlives a loss."""
 
+import json
 import threading
 import time
 
 import pytest
 from nodes import Nodes
-from processes import finish, run, start
+from processes import run, start
+
+# Without an end: the test stops it when it has seen enough. Small batches, so that an epoch takes about a second.
+ENDLESS = ["train.num_workers=[1,2]", "train.batch_size=2", "train.epochs=100000", "train.checkpoint_epochs=1"]
 
 
 @pytest.mark.slow
-def test_training_waits_for_machines_that_come_later(tmp_path, monkeypatch):
+def test_training_waits_grows_and_shrinks_with_its_cluster(tmp_path, monkeypatch):
     run("prepare", tmp_path)
-    process = None
     with Nodes() as nodes:
         for name, value in nodes.environment.items():
             monkeypatch.setenv(name, value)
         nodes.wait_for_head()
-        try:
-            process = start("train", tmp_path)
-            lines, waiting, deadline = [], threading.Event(), time.monotonic() + 300
+        process = start("train", tmp_path, *ENDLESS)
+        lines, waiting = [], threading.Event()
 
-            def read():
-                for line in process.stdout:
-                    lines.append(line)
-                    if "waiting for 1 CPUs, the cluster has 0 now" in line:
-                        waiting.set()
+        def read():
+            for line in process.stdout:
+                lines.append(line)
+                if "waiting for 1 CPUs, the cluster has 0 now" in line:
+                    waiting.set()
 
-            reader = threading.Thread(target=read)
-            reader.start()
-            assert waiting.wait(90), [*lines, process.stderr.read() if process.poll() else ""]
-            nodes.join()
-            while reader.is_alive():
-                nodes.replace_lost()
+        reader = threading.Thread(target=read)
+        reader.start()
+
+        def until(workers):
+            """Epochs up to the first that `workers` workers have trained, after those of the call before."""
+            seen, deadline = len(epochs(tmp_path)), time.monotonic() + 300
+            while not (found := [e for e in epochs(tmp_path)[seen:] if e["workers"] == workers]):
+                assert reader.is_alive(), [*lines, process.stderr.read()]
                 assert time.monotonic() < deadline, lines
-                reader.join(timeout=1)
-            finish(process, timeout=30)
-            assert any(line.startswith("train: done") for line in lines), lines
+                nodes.replace_lost()
+                time.sleep(0.2)
+            return found[0]["epoch"]
+
+        try:
+            assert waiting.wait(120), [*lines, process.stderr.read() if process.poll() else ""]
+            nodes.join()
+            alone = until(1)
+            nodes.join()
+            together = until(2)
+            nodes.kill(1)
+            again = until(1)
         finally:
-            if process is not None and process.poll() is None:
-                process.kill()
+            process.kill()
+            reader.join()
+    assert alone < together < again
+    assert [e["epoch"] for e in epochs(tmp_path)] == list(range(1, len(epochs(tmp_path)) + 1))
+
+
+def epochs(storage):
+    path = storage / "tiny" / "train" / "metrics.jsonl"
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
