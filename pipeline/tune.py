@@ -93,11 +93,16 @@ def _sweep(config: Config, run: Folder, space: SearchSpace, study: Any, storage:
     """Evaluate what the study still lacks."""
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # whose table of the configuration cannot be turned off
     from ray import tune
+    from ray.tune.execution import class_cache
 
     from pipeline.search import StudyScheduler, StudySearch
     from pipeline.study import build_sampler, directions, finished
     from pipeline.trial_process import nested_trial, single_trial
 
+    # Tune would copy keys of object stores into runtime environments, which Ray writes into its logs; a trial has them
+    # from its node anyway.
+    secrets = {name for name in class_cache.ENV_VARS_TO_PROPAGATE if name.startswith("AWS_")}
+    class_cache.ENV_VARS_TO_PROPAGATE.difference_update(secrets)
     settings = config.tune
     several = config.train.least_workers > 1
     own, concurrent = _resources(config)
