@@ -99,8 +99,8 @@ def _sweep(config: Config, run: Folder, space: SearchSpace, study: Any, storage:
     from pipeline.study import build_sampler, directions, finished
     from pipeline.trial_process import nested_trial, single_trial
 
-    # Tune would copy keys of object stores into runtime environments, which Ray writes into its logs; a trial has them
-    # from its node anyway.
+    # Tune would copy keys of object stores into runtime environments, which Ray writes into its logs.
+    # A trial has them from its node anyway.
     secrets = {name for name in class_cache.ENV_VARS_TO_PROPAGATE if name.startswith("AWS_")}
     class_cache.ENV_VARS_TO_PROPAGATE.difference_update(secrets)
     settings = config.tune
