@@ -1,4 +1,4 @@
-"""Annealed Langevin dynamics on a latent density: the yardstick that the sampler net is compared with."""
+"""Annealed Langevin dynamics and Hamiltonian Monte Carlo on a latent density: the sampler net's yardsticks."""
 
 import math
 
@@ -7,7 +7,7 @@ from torch import Tensor
 
 from ldcvae.energy import LatentDensity
 
-__all__ = ["langevin", "noise_levels"]
+__all__ = ["hmc", "langevin", "noise_levels"]
 
 
 def noise_levels(sigma_max: float, sigma_min: float, levels: int) -> list[float]:
@@ -125,3 +125,93 @@ def langevin(
         walk(density, thin)
         draws.append(z)
     return torch.cat(draws)[:n]
+
+
+@torch.no_grad()
+def hmc(
+    density: LatentDensity,
+    n: int,
+    *,
+    levels: int = 10,
+    sigma_max: float = 1.0,
+    sigma_min: float | None = None,
+    trajectories: int = 2,
+    leapfrog_steps: int = 10,
+    step_size: float = 0.16,
+    generator: torch.Generator | None = None,
+) -> Tensor:
+    """Draws by annealed Hamiltonian Monte Carlo: one trajectory at each noise level, then some at the density itself.
+
+    Independent chains start from `N(mean, 2 sigma_max² I)`. A trajectory takes leapfrog steps of
+    `step_size · √v · U(¾, 5/4)`, v the smallest variance of the level and U drawn for each chain, so that no chain
+    stays in step with a mode's period; it is accepted with the Metropolis rule. The default's trajectories are about a
+    quarter of the narrowest period long, after which position and momentum have changed places.
+
+    The defaults cost 120 scores and 24 energies a draw, as many scores as `langevin`'s.
+
+    Args:
+        density: the target p(z).
+        n: how many draws, each of a chain of its own.
+        levels: number of noise levels, 0 for none.
+        sigma_max: largest noise, in latent units.
+        sigma_min: smallest noise; None: the smallest standard deviation of any component.
+        trajectories: at the density itself, after the levels.
+        leapfrog_steps: of a trajectory.
+        step_size: of leapfrog, in units of the smallest standard deviation; stable below 1.6.
+        generator: of all randomness, on the density's device.
+
+    Returns:
+        (n, d) draws.
+
+    Raises:
+        ValueError: on an argument out of range, naming it and what is allowed.
+
+    References:
+        Neal 2011, MCMC using Hamiltonian dynamics, 1206.1901, section 5.2 and 5.7.
+
+    Example:
+        >>> from ldcvae.energy import StandardNormal
+        >>> z = hmc(StandardNormal(2), 1000, generator=torch.Generator().manual_seed(0))
+        >>> z.shape, bool((z.var(0) - 1).abs().max() < 0.2)
+        (torch.Size([1000, 2]), True)
+    """
+    counts = {
+        "n": (n, 1),
+        "levels": (levels, 0),
+        "trajectories": (trajectories, 0),
+        "leapfrog_steps": (leapfrog_steps, 1),
+    }
+    for name, (value, least) in counts.items():
+        if value < least:
+            raise ValueError(f"{name} must be at least {least}, got {value}")
+    if not 0.0 < step_size < 1.6:
+        raise ValueError(f"step_size must lie between 0 and 1.6, got {step_size}")
+    if sigma_min is None:
+        sigma_min = min(sigma_max, math.sqrt(density.smallest_variance()))
+    if not 0.0 < sigma_min <= sigma_max < math.inf:
+        raise ValueError(f"expected 0 < sigma_min <= sigma_max < inf, got {sigma_min} and {sigma_max}")
+    mean = density.mean
+
+    def noise(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=generator, dtype=mean.dtype, device=mean.device)
+
+    def uniform() -> Tensor:
+        return torch.rand(n, generator=generator, dtype=mean.dtype, device=mean.device)
+
+    def trajectory(target: LatentDensity, z: Tensor) -> Tensor:
+        epsilon = (step_size * math.sqrt(target.smallest_variance()) * (0.75 + 0.5 * uniform()))[:, None]
+        start = noise(*z.shape)
+        moved, momentum = z, start + 0.5 * epsilon * target.score(z)
+        for step in range(leapfrog_steps):
+            moved = moved + epsilon * momentum
+            last = step == leapfrog_steps - 1
+            momentum = momentum + (0.5 if last else 1.0) * epsilon * target.score(moved)
+        gain = target.energy(z) - target.energy(moved) + 0.5 * (start.square() - momentum.square()).sum(1)
+        return torch.where((uniform().log() < gain)[:, None], moved, z)
+
+    z = mean + math.sqrt(2.0) * sigma_max * noise(n, len(mean))
+    for sigma in noise_levels(sigma_max, sigma_min, levels):
+        z = trajectory(density.smoothed(sigma), z)
+    for _ in range(trajectories):
+        z = trajectory(density, z)
+    return z

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 
 from torch import Tensor, nn
 
-__all__ = ["NETWORKS", "SamplerNet", "build_decoder", "build_encoder", "choose_network"]
+__all__ = ["NETWORKS", "SamplerNet", "build_decoder", "build_encoder", "choose_network", "residual_mlp"]
 
 Shape = tuple[int, int, int]
 
@@ -185,6 +185,21 @@ class _ResidualLayer(nn.Module):
         return h + self.down(nn.functional.silu(self.up(self.norm(h))))
 
 
+def residual_mlp(inputs: int, outputs: int, width: int, depth: int) -> nn.Sequential:
+    """Residual MLP (n, inputs) -> (n, outputs) with `depth` layers of `width`, zero at the start.
+
+    Example:
+        >>> import torch
+        >>> bool((residual_mlp(3, 2, width=16, depth=1)(torch.randn(5, 3)) == 0).all())
+        True
+    """
+    layers = [_ResidualLayer(width) for _ in range(depth)]
+    network = nn.Sequential(nn.Linear(inputs, width), *layers, nn.SiLU(), nn.Linear(width, outputs))
+    nn.init.zeros_(network[-1].weight)  # type: ignore[arg-type]
+    nn.init.zeros_(network[-1].bias)  # type: ignore[arg-type]
+    return network
+
+
 class SamplerNet(nn.Module):
     """Residual MLP that turns base draws into latents: `S(u) = u + f(u)` with f zero at the start.
 
@@ -204,11 +219,7 @@ class SamplerNet(nn.Module):
 
     def __init__(self, dim: int, width: int = 256, depth: int = 3):
         super().__init__()
-        self.inner = nn.Sequential(
-            nn.Linear(dim, width), *[_ResidualLayer(width) for _ in range(depth)], nn.SiLU(), nn.Linear(width, dim)
-        )
-        nn.init.zeros_(self.inner[-1].weight)  # type: ignore[arg-type]
-        nn.init.zeros_(self.inner[-1].bias)  # type: ignore[arg-type]
+        self.inner = residual_mlp(dim, dim, width, depth)
 
     def forward(self, base: Tensor) -> Tensor:
         """(n, d) base draws -> (n, d) whitened latents."""

@@ -7,7 +7,7 @@ import torch
 
 from ldcvae.energy import Gaussian, GaussianMixture, KernelMixture, StandardNormal
 from ldcvae.latent_metrics import median_bandwidths, mmd2
-from ldcvae.mcmc import langevin, noise_levels
+from ldcvae.mcmc import hmc, langevin, noise_levels
 
 
 def seeded(seed: int = 0) -> torch.Generator:
@@ -107,3 +107,34 @@ def test_noise_levels_fall_geometrically() -> None:
 def test_errors_say_what_is_allowed(arguments: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         langevin(StandardNormal(2), **arguments)
+
+
+def test_hmc_recovers_the_moments_of_a_correlated_gaussian() -> None:
+    mean, covariance = torch.tensor([5.0, -3.0]), torch.tensor([[1.0, 0.8], [0.8, 1.0]])
+    z = hmc(Gaussian(mean, covariance), 20_000, trajectories=10, generator=seeded())
+    torch.testing.assert_close(z.mean(0), mean, atol=0.03, rtol=0)
+    torch.testing.assert_close(z.T.cov(), covariance, atol=0.05, rtol=0)
+
+
+@pytest.mark.parametrize("step_size", [0.16, 0.8, 1.5])
+def test_hmc_has_no_step_size_bias(step_size: float) -> None:
+    # Metropolis' rule makes up for the leapfrog's error, up to the edge of stability.
+    z = hmc(StandardNormal(2), 20_000, step_size=step_size, trajectories=20, generator=seeded())
+    torch.testing.assert_close(z.var(0), torch.ones(2), atol=0.05, rtol=0)
+
+
+def test_hmc_visits_every_mode_of_a_ring() -> None:
+    p = ring()
+    z = hmc(p, 8000, generator=seeded())
+    nearest = torch.cdist(z, p.means).argmin(1)
+    assert float((nearest.bincount(minlength=8) / len(z)).min()) > 0.09
+    assert float((z - p.means[nearest]).pow(2).mean()) == pytest.approx(0.01, rel=0.1)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [{"n": 0}, {"levels": -1}, {"leapfrog_steps": 0}, {"trajectories": -1}, {"step_size": 1.7}, {"sigma_min": 2.0}],
+)
+def test_hmc_names_an_argument_out_of_range(arguments: dict) -> None:
+    with pytest.raises(ValueError, match=next(iter(arguments))):
+        hmc(StandardNormal(2), **({"n": 10} | arguments))

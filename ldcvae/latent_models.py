@@ -1,0 +1,213 @@
+"""Peers of the sampler net: models fitted to encoder draws after the autoencoder is trained.
+
+All work in whitened coordinates, with networks of the sampler net's size, its number of steps and its optimizer:
+a normalising flow (zuko's masked autoregressive flow), flow matching, and the second VAE of a two-stage VAE.
+"""
+
+import copy
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from ldcvae.networks import residual_mlp
+
+__all__ = ["Draw", "Fit", "fit_autoregressive_flow", "fit_flow_matching", "fit_two_stage"]
+
+Draw = Callable[[int, torch.Generator], Tensor]  # (n, generator) -> (n, d) whitened latents
+_FREQUENCIES = 4  # of the time features of the velocity net
+_EMA = 0.995
+
+
+class Fit:
+    """How a latent model is trained; shared by all of them.
+
+    Args:
+        draw: `n -> (n, d)` whitened encoder draws, fresh at every call.
+        dim: d.
+        steps: updates.
+        batch: draws per update.
+        learning_rate: Adam's peak rate, cosine to zero.
+        width: hidden units.
+        depth: residual layers.
+        generator: of all noise, on the draws' device.
+    """
+
+    def __init__(
+        self,
+        draw: Callable[[int], Tensor],
+        dim: int,
+        *,
+        steps: int,
+        batch: int,
+        learning_rate: float,
+        width: int,
+        depth: int,
+        generator: torch.Generator,
+    ):
+        self.draw, self.dim, self.steps, self.batch = draw, dim, steps, batch
+        self.learning_rate, self.width, self.depth, self.generator = learning_rate, width, depth, generator
+
+    def noise(self, *shape: int) -> Tensor:
+        """Standard normal noise."""
+        return torch.randn(*shape, generator=self.generator, device=self.generator.device)
+
+    def build(self, network: Callable[[], nn.Module]) -> nn.Module:
+        """A network with initial weights that the generator's seed fixes."""
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(self.generator.initial_seed())
+            return network().to(self.generator.device)
+
+    def run(self, network: nn.Module, loss: Callable[[Tensor], Tensor]) -> nn.Module:
+        """Minimise `loss(draws)` over the network's weights; the averaged network, without gradients."""
+        optimizer = torch.optim.Adam(network.parameters(), lr=self.learning_rate, fused=True)
+        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, self.steps)
+        average = copy.deepcopy(network).requires_grad_(False)
+        for step in range(self.steps):
+            value = loss(self.draw(self.batch))
+            optimizer.zero_grad(set_to_none=True)
+            value.backward()
+            optimizer.step()
+            schedule.step()
+            # The same warm-up as of the sampler net's averaged weights.
+            decay = min(_EMA, (2.0 + step) / (11.0 + step))
+            torch._foreach_lerp_(list(average.parameters()), list(network.parameters()), 1.0 - decay)
+        if not all(bool(weight.isfinite().all()) for weight in average.parameters()):
+            raise FloatingPointError("the weights are not finite; try a lower learning rate")
+        return average
+
+
+def fit_autoregressive_flow(fit: Fit, transforms: int = 5) -> Draw:
+    """Masked autoregressive flow by maximum likelihood (Papamakarios et al. 2017, 1705.07057), zuko's.
+
+    Args:
+        fit: how to train; `width` and `depth` are the hidden layers of each transform.
+        transforms: how many.
+
+    Returns:
+        A sampler: d passes through each transform.
+
+    Raises:
+        ImportError: if zuko is not installed.
+
+    Example:
+        >>> generator = torch.Generator().manual_seed(0)
+        >>> fit = Fit(lambda n: 0.5 * torch.randn(n, 2, generator=generator), 2, steps=200, batch=128,
+        ...           learning_rate=5e-3, width=16, depth=1, generator=generator)
+        >>> bool((fit_autoregressive_flow(fit, transforms=1)(2000, generator).std(0) - 0.5).abs().max() < 0.1)
+        True
+    """
+    import zuko  # optional: only comparisons need it
+
+    network = fit.build(
+        lambda: zuko.flows.MAF(fit.dim, 0, transforms=transforms, hidden_features=(fit.width,) * fit.depth)
+    )
+    flow = fit.run(network, lambda u: -network().log_prob(u).mean())
+
+    @torch.no_grad()
+    def draw(n: int, generator: torch.Generator) -> Tensor:
+        noise = torch.randn(n, fit.dim, generator=generator, device=generator.device)
+        return flow().transform.inv(noise)
+
+    return draw
+
+
+class _Velocity(nn.Module):
+    """v(u, t), from the point and Fourier features of the time."""
+
+    def __init__(self, dim: int, width: int, depth: int):
+        super().__init__()
+        self.network = residual_mlp(dim + 1 + 2 * _FREQUENCIES, dim, width, depth)
+
+    def forward(self, u: Tensor, t: Tensor) -> Tensor:
+        angles = 2.0 * math.pi * t * torch.arange(1, _FREQUENCIES + 1, device=t.device)
+        return self.network(torch.cat([u, t, angles.sin(), angles.cos()], 1))
+
+
+def fit_flow_matching(fit: Fit, euler_steps: int = 50) -> Draw:
+    """Flow matching on straight paths from N(0, I) to the draws (Lipman et al. 2023, 2210.02747, eq. 23).
+
+    Args:
+        fit: how to train.
+        euler_steps: passes of the velocity net per draw.
+
+    Returns:
+        A sampler that integrates the velocity by Euler's method.
+
+    Example:
+        >>> generator = torch.Generator().manual_seed(0)
+        >>> fit = Fit(lambda n: 3 + torch.randn(n, 2, generator=generator), 2, steps=300, batch=128,
+        ...           learning_rate=5e-3, width=32, depth=1, generator=generator)
+        >>> bool((fit_flow_matching(fit)(2000, generator).mean(0) - 3).abs().max() < 0.2)
+        True
+    """
+    network = fit.build(lambda: _Velocity(fit.dim, fit.width, fit.depth))
+
+    def loss(u: Tensor) -> Tensor:
+        noise = fit.noise(*u.shape)
+        t = torch.rand(len(u), 1, generator=fit.generator, device=u.device)
+        return (network(torch.lerp(noise, u, t), t) - (u - noise)).square().sum(1).mean()
+
+    velocity = fit.run(network, loss)
+
+    @torch.no_grad()
+    def draw(n: int, generator: torch.Generator) -> Tensor:
+        u = torch.randn(n, fit.dim, generator=generator, device=generator.device)
+        for step in range(euler_steps):
+            u = u + velocity(u, u.new_full((n, 1), step / euler_steps)) / euler_steps
+        return u
+
+    return draw
+
+
+class _SecondStage(nn.Module):
+    """Encoder, decoder and the learnt noise level of the second VAE."""
+
+    def __init__(self, dim: int, width: int, depth: int):
+        super().__init__()
+        self.encoder = residual_mlp(dim, 2 * dim, width, depth)
+        self.decoder = residual_mlp(dim, dim, width, depth)
+        self.log_gamma = nn.Parameter(torch.zeros(()))
+
+
+def fit_two_stage(fit: Fit) -> Draw:
+    """The second VAE of a two-stage VAE: latents of the latents, of the same dimension (1903.05789, section 4).
+
+    Gaussian likelihood `N(u; D(v), γ² I)` with γ learnt; draws are `D(v) + γ ε`, v ~ N(0, I).
+
+    Args:
+        fit: how to train; width and depth are those of encoder and decoder each.
+
+    Returns:
+        A sampler: one pass.
+
+    Example:
+        >>> generator = torch.Generator().manual_seed(0)
+        >>> fit = Fit(lambda n: 3 + torch.randn(n, 2, generator=generator), 2, steps=300, batch=128,
+        ...           learning_rate=5e-3, width=32, depth=1, generator=generator)
+        >>> bool((fit_two_stage(fit)(2000, generator).mean(0) - 3).abs().max() < 0.2)
+        True
+    """
+    network = fit.build(lambda: _SecondStage(fit.dim, fit.width, fit.depth))
+    assert isinstance(network, _SecondStage)
+
+    def loss(u: Tensor) -> Tensor:
+        mean, log_variance = network.encoder(u).chunk(2, dim=1)
+        log_variance = log_variance.clamp(-16.0, 8.0)
+        v = mean + torch.exp(0.5 * log_variance) * fit.noise(*u.shape)
+        kl = 0.5 * (mean.square() + log_variance.exp() - 1.0 - log_variance).sum(1)
+        # A floor, as the bound grows without limit where the latents lie on less than d dimensions.
+        log_gamma = network.log_gamma.clamp(min=-5.0)
+        error = 0.5 * ((u - network.decoder(v)) * torch.exp(-log_gamma)).square().sum(1) + fit.dim * log_gamma
+        return (error + kl).mean()
+
+    second = fit.run(network, loss)
+    assert isinstance(second, _SecondStage)
+
+    @torch.no_grad()
+    def draw(n: int, generator: torch.Generator) -> Tensor:
+        v, noise = torch.randn(2, n, fit.dim, generator=generator, device=generator.device)
+        return second.decoder(v) + second.log_gamma.clamp(min=-5.0).exp() * noise
+
+    return draw

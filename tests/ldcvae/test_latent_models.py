@@ -1,0 +1,55 @@
+"""Latent models on a density with known modes and moments."""
+
+import pytest
+import torch
+
+from ldcvae.gaussian import GaussianMixture
+from ldcvae.latent_metrics import median_bandwidths, mmd2
+from ldcvae.latent_models import Fit, fit_autoregressive_flow, fit_flow_matching, fit_two_stage
+
+FITS = {"maf": fit_autoregressive_flow, "flow_matching": fit_flow_matching, "two_stage": fit_two_stage}
+
+
+def target() -> GaussianMixture:
+    means = torch.tensor([[-1.5, 0.0], [1.5, 0.0]])
+    covariance = torch.tensor([[[0.2, 0.1], [0.1, 0.2]], [[0.2, -0.1], [-0.1, 0.2]]])
+    return GaussianMixture(torch.tensor([0.7, 0.3]), means, covariance)
+
+
+def fit(seed: int = 0, steps: int = 800) -> Fit:
+    generator, density = torch.Generator().manual_seed(seed), target()
+    return Fit(
+        lambda n: density.sample(n, generator),
+        2,
+        steps=steps,
+        batch=256,
+        learning_rate=3e-3,
+        width=64,
+        depth=2,
+        generator=generator,
+    )
+
+
+@pytest.mark.parametrize("name", FITS)
+def test_draws_are_nearer_to_the_target_than_a_gaussian_fit(name: str) -> None:
+    density, generator = target(), torch.Generator().manual_seed(1)
+    exact = density.sample(2000, generator)
+    draws = FITS[name](fit())(2000, generator)
+    gaussian = exact.mean(0) + torch.randn(2000, 2, generator=generator) @ torch.linalg.cholesky(exact.T.cov()).T
+    bandwidths = median_bandwidths(exact)
+    share = {"maf": 0.2, "flow_matching": 0.1, "two_stage": 0.8}[name]
+    assert mmd2(draws, exact, bandwidths) < share * mmd2(gaussian, exact, bandwidths)
+    assert float((draws[:, 0] < 0).float().mean()) == pytest.approx(0.7, abs=0.1)
+
+
+@pytest.mark.parametrize("name", FITS)
+def test_seeds_make_fits_repeatable(name: str) -> None:
+    first, second = (FITS[name](fit(steps=5))(10, torch.Generator().manual_seed(2)) for _ in range(2))
+    assert torch.equal(first, second)
+
+
+def test_weights_that_are_not_finite_are_an_error() -> None:
+    broken = fit(steps=5)
+    broken.draw = lambda n: torch.full((n, 2), float("inf"))
+    with pytest.raises(FloatingPointError, match="learning rate"):
+        fit_flow_matching(broken)
