@@ -37,7 +37,7 @@ clean:
 # Renew the lock file from the newest versions that pyproject.toml allows.
 lock:
 	rm -rf .venv-lock && $(PYTHON) -m venv .venv-lock
-	.venv-lock/bin/pip install --quiet '.[test,inception,track,aws,gcp,azure]'
+	.venv-lock/bin/pip install --quiet '.[test,compare,inception,track,aws,gcp,azure]'
 	{ echo "# Exact versions, as pip constraints: pip install -c requirements.lock . Renew with make lock."; \
 	  .venv-lock/bin/pip freeze --exclude ldcvae; } > requirements.lock
 	rm -rf .venv-lock

@@ -21,6 +21,10 @@ __all__ = ["RegularisedObjective", "VampObjective", "WassersteinObjective", "imq
 # Widths of the sum of inverse multiquadrics, in units of the prior's mean squared distance (Tolstikhin et al. 2018).
 _SCALES = (0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0)
 
+# Adam moves every weight by about the learning rate a step, wherever it is: a pixel's logit would stay near its start
+# for a whole training. Held this many times smaller, pseudo-inputs are learnt (docs/experiments.md).
+_GAIN = 30.0
+
 
 def imq_mmd2(z: Tensor, prior: Tensor) -> Tensor:
     """Unbiased MMD² of latents to prior draws under `Σ_s C_s / (C_s + |z - z'|²)`, `C_s = 2 d s`.
@@ -149,22 +153,26 @@ class VampObjective(nn.Module):
         super().__init__()
         self.inverse_temperature, self.likelihood = inverse_temperature, likelihood
         # Kept in [0, 1] by a sigmoid; images have exact zeros and ones, whose logits are infinite.
-        self.logits = nn.Parameter(torch.logit(pseudo_inputs.clamp(0.01, 0.99)))
+        self.pixels = nn.Parameter(torch.logit(pseudo_inputs.clamp(0.01, 0.99)) / _GAIN)
+
+    def pseudo_inputs(self) -> Tensor:
+        """The pseudo-inputs as they are now, (K, C, H, W) in [0, 1]."""
+        return torch.sigmoid(_GAIN * self.pixels)
 
     def prior(self, encoder: nn.Module) -> Posterior:
         """The components of the prior: posteriors of the pseudo-inputs, (K, d) each, equal weights."""
-        return split_posterior(encoder(torch.sigmoid(self.logits)))
+        return split_posterior(encoder(self.pseudo_inputs()))
 
     def forward(self, encoder: nn.Module, decoder: nn.Module, images: Tensor, noise: Tensor) -> dict[str, Tensor]:
         """Gradients of one batch; `noise` (B, 1, d) standard normal. Detached means."""
-        both = split_posterior(encoder(torch.cat([images, torch.sigmoid(self.logits)])))
+        both = split_posterior(encoder(torch.cat([images, self.pseudo_inputs()])))
         posterior, prior = (Posterior(*(part[rows] for part in both)) for rows in _split(len(images)))
         latents = posterior.draw(noise[:, 0])
         reconstruction = _reconstruction(decoder, latents, images, self.likelihood)
         # (B, K, d) differences: K is some hundred, and sharp components would lose their digits in matmul form.
         scaled = (latents[:, None] - prior.mean) * torch.exp(-0.5 * prior.log_variance)
         log_components = -0.5 * (scaled.square() + prior.log_variance + LOG_2PI).sum(2)
-        log_prior = log_components.logsumexp(1) - math.log(len(self.logits))
+        log_prior = log_components.logsumexp(1) - math.log(len(self.pixels))
         entropy = 0.5 * (1.0 + LOG_2PI + posterior.log_variance).sum(1)
         kl = (-log_prior - entropy).mean()
         loss = self.inverse_temperature * reconstruction + kl

@@ -144,7 +144,7 @@ def hmc(
 
     Independent chains start from `N(mean, 2 sigma_max² I)`. A trajectory takes leapfrog steps of
     `step_size · √v · U(¾, 5/4)`, v the smallest variance of the level and U drawn for each chain, so that no chain
-    stays in step with a mode's period; it is accepted with the Metropolis rule. The default's trajectories are about a
+    stays in step with a mode's period; it is accepted with the Metropolis rule. The default's trajectories are a
     quarter of the narrowest period long, after which position and momentum have changed places.
 
     The defaults cost 120 scores and 24 energies a draw, as many scores as `langevin`'s.

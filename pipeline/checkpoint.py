@@ -5,6 +5,7 @@ state's structure and plain values, with hashes of both), written last.
 """
 
 import json
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +13,9 @@ import torch
 from safetensors.torch import load, save
 
 from pipeline.errors import PipelineError
-from pipeline.storage import fingerprint, sha256
+from pipeline.storage import Folder, fingerprint, sha256
 
-__all__ = ["load_state", "save_state"]
+__all__ = ["NewestCheckpoint", "load_state", "save_state"]
 
 
 def _split(value: Any, path: str, tensors: dict[str, torch.Tensor]) -> Any:
@@ -83,3 +84,47 @@ def load_state(folder: str | Path, name: str = "") -> dict[str, Any]:
     if (fingerprint(structure), sha256(content)) != hashes:
         raise PipelineError(f"checkpoint {name} is damaged: its content does not match the sha256 in state.json")
     return _join(structure, load(content))
+
+
+class NewestCheckpoint:
+    """The newest checkpoint of a folder on storage; an older one goes when a newer is whole.
+
+    Example:
+        >>> kept = NewestCheckpoint(Folder(tempfile.mkdtemp()))
+        >>> kept.load() is None
+        True
+        >>> kept.save({"step": 3}, 3)
+        >>> kept.load()
+        {'step': 3}
+    """
+
+    def __init__(self, folder: Folder):
+        self.folder = folder
+
+    def _names(self) -> list[str]:
+        # state.json is written last, so a folder that has it is whole.
+        return [name.removesuffix("/state.json") for name in self.folder.files("*/state.json")]
+
+    def save(self, state: dict[str, Any], progress: int) -> None:
+        """Keep this state; `progress` grows from one to the next."""
+        earlier = self._names()
+        name = f"{progress:06d}"
+        with tempfile.TemporaryDirectory() as temporary:
+            save_state(state, temporary)
+            for file in ("tensors.safetensors", "state.json"):
+                self.folder.write(f"{name}/{file}", (Path(temporary) / file).read_bytes())
+        for old in earlier:
+            if old != name:
+                self.folder.remove(old)
+
+    def load(self) -> dict[str, Any] | None:
+        """The newest state, or None.
+
+        Raises:
+            PipelineError: if it is damaged.
+        """
+        names = self._names()
+        if not names:
+            return None
+        with (self.folder / names[-1]).local_copy() as path:
+            return load_state(path)

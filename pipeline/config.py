@@ -172,6 +172,8 @@ def _type_name(annotation: Any) -> str:
         return _type_name(arguments[0])
     if origin is Literal:
         return "|".join(str(value) for value in arguments)
+    if origin is dict:
+        return f"{{{_type_name(arguments[0])}: {_type_name(arguments[1])}, ...}}"
     if origin is list:
         return f"[{_type_name(arguments[0])}, ...]"
     if arguments:

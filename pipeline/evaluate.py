@@ -43,7 +43,7 @@ def image_figures(features: Tensor, real: Tensor, neighbours: int) -> dict[str, 
 
 
 @torch.no_grad()
-def _decode(model: LDCVAE, latents: Tensor) -> Tensor:
+def decode(model: LDCVAE, latents: Tensor) -> Tensor:
     return torch.cat([model.decode(part) for part in latents.split(1000)])
 
 
@@ -96,7 +96,7 @@ def _evaluate(job: dict[str, Any]) -> dict[str, Any]:
         draws = []
         for number, reference in enumerate(references):
             latents, rate = timed_draw(draw, n, noise(name, number))
-            figures = image_figures(extractor(_decode(model, latents)), real, settings.neighbours)
+            figures = image_figures(extractor(decode(model, latents)), real, settings.neighbours)
             draws.append(figures | latent_figures(latents, reference, bandwidths, number) | {"latents_per_s": rate})
             done = (len(generators) * settings.draws + len(draws)) / total
             note = f"{name}: {extractor.figure} {figures['fd']:.4g}"

@@ -1,9 +1,13 @@
-"""What the C library does with memory that tensors have freed."""
+"""Memory of this process: what the C library does with what tensors have freed, and the peak."""
 
 import ctypes
+import re
 import sys
+from pathlib import Path
 
-__all__ = ["keep_freed_memory"]
+import torch
+
+__all__ = ["keep_freed_memory", "peak_mb", "reset_peak"]
 
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # glibc's malloc.h
 
@@ -23,3 +27,32 @@ def keep_freed_memory() -> bool:
         return False
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # other C libraries have none
     return mallopt is not None and all([mallopt(_MMAP_THRESHOLD, 1 << 30), mallopt(_TRIM_THRESHOLD, (1 << 31) - 1)])
+
+
+def reset_peak() -> None:
+    """Start measuring anew: give freed memory back and forget the peak (Linux, where the kernel lets us)."""
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+    if sys.platform.startswith("linux"):
+        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+        if trim is not None:
+            trim(0)
+        try:
+            Path("/proc/self/clear_refs").write_text("5")
+        except OSError:  # some containers refuse: the peak is then the process's own
+            return
+
+
+def peak_mb() -> float | None:
+    """Peak memory in MB since `reset_peak`: of the GPU where there is one, else of this process; None if unknown.
+
+    Example:
+        >>> reset_peak()
+        >>> (peak_mb() or 1) > 0
+        True
+    """
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated() / 1e6
+    status = Path("/proc/self/status")
+    found = re.search(r"VmHWM:\s*(\d+) kB", status.read_text()) if status.exists() else None
+    return int(found[1]) * 1024 / 1e6 if found else None

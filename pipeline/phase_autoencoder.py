@@ -31,6 +31,8 @@ class AutoencoderPhase(Phase):
         config: the `train` section, every `auto` resolved.
         world: this rank.
         seed: of the images' order and of noise.
+        objective: a step of another kind of autoencoder, `(encoder, decoder, images, noise) -> losses`, in place of
+            `config.objective`; its own weights are trained too.
 
     Raises:
         ValueError: if there are fewer training images than ranks.
@@ -46,13 +48,17 @@ class AutoencoderPhase(Phase):
         config: TrainConfig,
         world: World,
         seed: int,
+        objective: nn.Module | None = None,
     ):
+        self.objective = objective
         self.model, self.config, self.world, self.seed = model, config, world, seed
         self.batch = min(config.batch_size, len(images) // world.size * world.size)
         if self.batch == 0:
             raise ValueError(f"{len(images)} training images are too few for {world.size} workers")
         self.steps_per_epoch = len(images) // self.batch
         autoencoder = nn.ModuleDict({"encoder": model.encoder, "decoder": model.decoder})
+        if objective is not None:
+            autoencoder["objective"] = objective
         if config.channels_last:
             # Before the averaged copy is made: averaging two memory formats would take a slow path.
             autoencoder.to(memory_format=torch.channels_last)
@@ -153,6 +159,9 @@ class AutoencoderPhase(Phase):
         images = as_float(pixels)
         if config.channels_last:
             images = images.contiguous(memory_format=torch.channels_last)
+        own_noise = epsilon[self.world.rows(self.batch)]
+        if self.objective is not None:
+            return self.objective(self.encoder, self.decoder, images, own_noise)
         step = svgd_step if config.objective == "svgd" else elbo_step
         score = None
         if (energy := self._energy) is not None:
@@ -165,7 +174,7 @@ class AutoencoderPhase(Phase):
             self.encoder,
             self.decoder,
             images,
-            epsilon[self.world.rows(self.batch)],
+            own_noise,
             inverse_temperature=config.inverse_temperature,
             likelihood=self.model.config.likelihood,
             consistency=config.consistency,

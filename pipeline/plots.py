@@ -17,7 +17,20 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from PIL import Image
 
-__all__ = ["DARK", "LIGHT", "Picture", "Theme", "curve", "dots", "image_grid", "plane", "training_curves"]
+__all__ = [
+    "DARK",
+    "LIGHT",
+    "Picture",
+    "Theme",
+    "curve",
+    "dots",
+    "image_grid",
+    "new_axes",
+    "new_figure",
+    "plane",
+    "png_bytes",
+    "training_curves",
+]
 
 _DPI = 200  # pictures are small in inches, so that their text stays readable on a phone
 _PANELS = {  # phase -> key in train/metrics.jsonl -> title
@@ -117,19 +130,51 @@ def image_grid(images: np.ndarray, columns: int, pair_rows: bool = False, gap: i
     return buffer.getvalue()
 
 
-def _figure(width: float, height: float, theme: Theme) -> tuple[Figure, Axes]:
-    figure = Figure(figsize=(width, height), dpi=_DPI, layout="constrained", facecolor=theme.surface)
-    FigureCanvasAgg(figure)
-    axes = figure.add_subplot(facecolor=theme.surface)
+def new_axes(figure: Figure, theme: Theme, *position: int, **sharing: Any) -> Axes:
+    """Axes in the page's style.
+
+    Args:
+        figure: where to put them.
+        theme: colours.
+        position: rows, columns and index, as `Figure.add_subplot` takes them; the whole figure when missing.
+        sharing: `sharex` and `sharey`, other axes.
+
+    Example:
+        >>> figure, axes = new_figure(4.0, 2.0, LIGHT)
+        >>> new_axes(figure, LIGHT, 1, 2, 2, sharey=axes).get_ylim() == axes.get_ylim()
+        True
+    """
+    axes = figure.add_subplot(*position, facecolor=theme.surface, **sharing)
     axes.spines[["top", "right"]].set_visible(False)
     axes.spines[["left", "bottom"]].set_color(theme.muted)
     axes.tick_params(which="both", color=theme.muted, labelcolor=theme.ink, labelsize=9, length=3)
     axes.grid(True, color=theme.muted, alpha=0.2, linewidth=0.6)
     axes.set_axisbelow(True)
-    return figure, axes
+    return axes
 
 
-def _png(figure: Figure) -> bytes:
+def new_figure(width: float, height: float, theme: Theme, *position: int) -> tuple[Figure, Axes]:
+    """A figure without global state, and its axes in the page's style; `png_bytes` makes the picture of it.
+
+    Args:
+        width: in inches.
+        height: in inches.
+        theme: colours.
+        position: of the axes, as `new_axes` takes it, where more are to follow.
+
+    Example:
+        >>> figure, axes = new_figure(4.0, 2.0, LIGHT)
+        >>> _ = axes.plot([0, 1])
+        >>> Image.open(io.BytesIO(png_bytes(figure))).size
+        (800, 400)
+    """
+    figure = Figure(figsize=(width, height), dpi=_DPI, layout="constrained", facecolor=theme.surface)
+    FigureCanvasAgg(figure)
+    return figure, new_axes(figure, theme, *position)
+
+
+def png_bytes(figure: Figure) -> bytes:
+    """The figure as a PNG file, the same bytes for the same figure."""
     buffer = io.BytesIO()
     # The default metadata name matplotlib's version, which would change the bytes of an unchanged picture.
     figure.savefig(buffer, format="png", metadata={"Software": None})
@@ -152,7 +197,7 @@ def curve(
         >>> curve([1, 2, 3], [0.5, 0.2, 0.1], "Validation MSE")[1:4]
         b'PNG'
     """
-    figure, axes = _figure(2.6, 2.0, theme)
+    figure, axes = new_figure(2.6, 2.0, theme)
     if target is not None:
         axes.axhline(target, color=theme.muted, linewidth=1.2, linestyle=(0, (4, 3)))
     markers = "o" if len(steps) < 20 else None
@@ -162,7 +207,7 @@ def curve(
     axes.xaxis.set_major_locator(MaxNLocator(3, integer=True))
     axes.set_title(title, loc="left", fontsize=10, color=theme.ink)
     axes.set_xlabel("step", fontsize=9, color=theme.muted)
-    return _png(figure)
+    return png_bytes(figure)
 
 
 def plane(
@@ -190,7 +235,7 @@ def plane(
         >>> plane(z[0], z[1], ("a", "b"), "sampler", (0.6, 0.4), [(-4, 4), (-4, 4)])[1:4]
         b'PNG'
     """
-    figure, axes = _figure(4.0, 3.9, theme)
+    figure, axes = new_figure(4.0, 3.9, theme)
     colours = (theme.encoder, getattr(theme, colour))
     for name, filled in zip(names, colours, strict=True):
         axes.plot([], [], "o", color=filled, markersize=6, label=name)
@@ -211,7 +256,7 @@ def plane(
     axes.set_xlabel(f"PC 1 ({explained[0]:.0%} of variance)", fontsize=9, color=theme.muted)
     style = {"frameon": False, "fontsize": 10, "labelcolor": theme.ink, "handletextpad": 0}
     figure.legend(loc="outside upper left", ncols=2, **style)
-    return _png(figure)
+    return png_bytes(figure)
 
 
 def dots(
@@ -234,7 +279,7 @@ def dots(
         >>> dots({"N(0, I)": [29.0, 30.0], "sampler": [15.0, 15.2]}, "sampler", 14.5, "FD")[1:4]
         b'PNG'
     """
-    figure, axes = _figure(5.4, 0.6 + 0.28 * len(values), theme)
+    figure, axes = new_figure(5.4, 0.6 + 0.28 * len(values), theme)
     if bound is not None:
         axes.axvline(bound, color=theme.muted, linewidth=1.2, linestyle=(0, (4, 3)))
     for row, (name, draws) in enumerate(values.items()):
@@ -245,7 +290,7 @@ def dots(
     axes.set_ylim(len(values) - 0.4, -0.6)
     axes.set_xlabel(label, fontsize=9, color=theme.muted)
     axes.grid(False, axis="y")
-    return _png(figure)
+    return png_bytes(figure)
 
 
 def training_curves(history: Sequence[Mapping[str, Any]]) -> dict[str, list[Picture]]:

@@ -5,19 +5,19 @@ loaded from elsewhere) and its pictures as `report/*.png`.
 """
 
 import base64
+import hashlib
 import math
 import os
 import platform
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
-from importlib import resources
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from jinja2 import Environment, StrictUndefined
+from jinja2 import Environment, PackageLoader, StrictUndefined
 from torch import Tensor
 
 from ldcvae import LDCVAE, Posterior
@@ -31,7 +31,7 @@ from pipeline.storage import Folder
 from pipeline.tune_plots import stored_pictures
 from pipeline.weights import load_model
 
-__all__ = ["Cell", "format_column", "interpolate", "render", "run"]
+__all__ = ["Cell", "format_column", "interpolate", "machine", "render", "run"]
 
 STAGES = {"data": "prepare", "train": "train", "samples": "sample", "evaluation": "evaluate"}  # folder -> module
 ONE_PASS = ("prior", "gaussian", "gmm", "sampler")  # generators that neither iterate nor need images
@@ -204,7 +204,7 @@ def _galleries(model: LDCVAE, samples: np.ndarray, test: Tensor, generator: torc
     return {name: Picture(name, png, None, alt) for name, (png, alt) in grids.items()}
 
 
-def _machine() -> str:
+def machine() -> str:
     """Processor and accelerator of this machine; the page is usually made where the run was."""
     names = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""  # Linux has no better place
     cpu = re.search(r"^model name\s*: (.*)", names, re.M)
@@ -212,12 +212,18 @@ def _machine() -> str:
     return text + (f", {torch.cuda.get_device_name()}" if torch.cuda.is_available() else "")
 
 
-def render(content: Mapping[str, Any]) -> bytes:
-    """The page from the template's variables, every one escaped."""
-    environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=StrictUndefined)
+def _csp_hash(script: str) -> str:
+    """The source expression that lets a page's Content-Security-Policy run this inline script and no other."""
+    return "sha256-" + base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+
+
+def render(content: Mapping[str, Any], template: str = "report.html.j2") -> bytes:
+    """A page from one of this package's templates and its variables, every one escaped."""
+    options: dict[str, Any] = {"autoescape": True, "trim_blocks": True, "lstrip_blocks": True}
+    environment = Environment(loader=PackageLoader("pipeline", "."), undefined=StrictUndefined, **options)
     environment.filters["data_uri"] = lambda png: "data:image/png;base64," + base64.b64encode(png).decode()
-    template = resources.files("pipeline").joinpath("report.html.j2").read_text("utf-8")
-    return environment.from_string(template).render(content).encode()
+    environment.filters["csp_hash"] = _csp_hash
+    return environment.get_template(template).render(content).encode()
 
 
 @torch.inference_mode()
@@ -258,7 +264,7 @@ def _make(config: Config, folder: Folder, manifests: dict[str, Manifest]) -> tup
             "stages": STAGES,
             "manifests": manifests,
             "model": model.config,
-            "machine": _machine(),
+            "machine": machine(),
             "num_samples": len(samples),
             "searched": searched,
             **table,

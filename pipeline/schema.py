@@ -4,12 +4,15 @@ The defaults are those of the bundled digits (`configs/digits.yaml` spells them 
 file works.
 """
 
-from collections.abc import Iterable
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
+
+from pipeline.schema_base import Auto, Count, Fraction, Positive, Section
+from pipeline.schema_study import CompareConfig, Distribution, TuneConfig
 
 __all__ = [
+    "CompareConfig",
     "Config",
     "DataConfig",
     "Distribution",
@@ -23,12 +26,6 @@ __all__ = [
     "TuneConfig",
 ]
 
-Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-Fraction = Annotated[float, Field(ge=0, le=1)]
-Count = Annotated[int, Field(ge=1)]
-# YAML reads on/off/yes/no as booleans; "auto" is what is right for the device.
-Auto = bool | Literal["auto"]
-
 
 def _workers(value: Any) -> Any:
     numbers = value if isinstance(value, list) and len(value) == 2 else [value, value]
@@ -40,11 +37,7 @@ def _workers(value: Any) -> Any:
 Workers = Annotated[int | list[int], BeforeValidator(_workers)]
 
 
-class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
-
-
-class DataConfig(_Section):
+class DataConfig(Section):
     """Where the images come from and how they are cut up."""
 
     source: Literal["digits", "torchvision", "idx", "folder", "parquet"] = Field(
@@ -80,7 +73,7 @@ class DataConfig(_Section):
         return self
 
 
-class ModelConfig(_Section):
+class ModelConfig(Section):
     """The networks."""
 
     network: Literal["auto", "mlp", "conv", "resnet"] = Field(
@@ -95,7 +88,7 @@ class ModelConfig(_Section):
     )
 
 
-class TrainConfig(_Section):
+class TrainConfig(Section):
     """Phase 1: encoder and decoder."""
 
     objective: Literal["elbo", "svgd"] = Field(
@@ -154,7 +147,7 @@ class TrainConfig(_Section):
         return self.num_workers if isinstance(self.num_workers, int) else self.num_workers[1]
 
 
-class SamplerConfig(_Section):
+class SamplerConfig(Section):
     """Phase 2: the net that draws latents in one forward pass."""
 
     direction: Literal["score_difference", "drift", "stein"] = Field(
@@ -186,7 +179,7 @@ class SamplerConfig(_Section):
     checkpoint_steps: Count = Field(500, description="steps between checkpoints and validations of phase 2")
 
 
-class SampleConfig(_Section):
+class SampleConfig(Section):
     """Generated images."""
 
     num_images: Count = Field(2000, description="how many images to generate")
@@ -196,7 +189,7 @@ class SampleConfig(_Section):
     grid: Annotated[int, Field(ge=1, le=32)] = Field(10, description="images per side of grid.png")
 
 
-class EvaluateConfig(_Section):
+class EvaluateConfig(Section):
     """Figures of merit."""
 
     split: Literal["validation", "test"] = Field("test", description="choose on validation, report on test")
@@ -220,76 +213,14 @@ class EvaluateConfig(_Section):
     classifier_epochs: Count = Field(30, description="epochs of the feature classifier")
 
 
-class Distribution(_Section):
-    """What a searched key is drawn from; `pipeline.space` checks it together with the key."""
-
-    type: Literal["loguniform", "uniform", "int", "logint", "choice"]
-    low: float | int | None = Field(None, description="least value, included")
-    high: float | int | None = Field(None, description="largest value, included")
-    step: int | None = Field(None, description="type int: distance between values")
-    values: list[Any] | None = Field(None, description="type choice: the values")
-
-    def __repr_args__(self) -> Iterable[tuple[str | None, Any]]:
-        return [(name, value) for name, value in super().__repr_args__() if value is not None]
-
-
-_SAMPLER_SPACE = {
-    "sampler.bandwidths.smallest": Distribution(type="loguniform", low=0.05, high=0.2),
-    "sampler.bandwidths.largest": Distribution(type="loguniform", low=0.25, high=1.0),
-    "sampler.bandwidths.count": Distribution(type="int", low=1, high=4),
-    "sampler.particles": Distribution(type="logint", low=128, high=1024),
-    "sampler.posterior_noise": Distribution(type="uniform", low=0.5, high=1.0),
-    "sampler.learning_rate": Distribution(type="loguniform", low=3e-4, high=3e-3),
-}
-
-
-class TuneConfig(_Section):
-    """Hyperparameter search."""
-
-    space: dict[str, Distribution] = Field(
-        _SAMPLER_SPACE,
-        description="searched keys of model, train and sampler, each with {type: loguniform|uniform|int|logint, low, "
-        "high} or {type: choice, values}; sampler.bandwidths.smallest, .largest and .count make a geometric ladder",
-    )
-    start_from: list[dict[str, Any]] = Field(
-        [], description="points to evaluate after the config's own values, each as {dotted key: value}"
-    )
-    num_samples: Count = Field(20, description="trials in all; raising it goes on with the study")
-    metrics: list[
-        Literal["fd", "kid", "precision", "recall", "density", "coverage", "reconstruction", "images_per_s"]
-    ] = Field(
-        ["fd"], min_length=1, description="objectives on validation images; of several the Pareto front is reported"
-    )
-    sampler: Literal["tpe", "gp", "cmaes", "random", "qmc"] = Field("tpe", description="Optuna's sampler")
-    scheduler: Literal["asha", "none"] = Field(
-        "asha", description="asha: stop trials that lag behind (one metric only); none: train all to the end"
-    )
-    reports: Annotated[int, Field(ge=1, le=1000)] = Field(
-        8, description="validations and checkpoints of each training phase of a trial"
-    )
-    num_images: Annotated[int, Field(ge=50)] = Field(2000, description="generated images per draw of a validation")
-    draws: Count = Field(3, description="draws, with fixed seeds, that a finished trial's figures are means of")
-    max_concurrent: Count | None = Field(None, description="trials at a time; null: as many as the cluster holds")
-    cpus_per_trial: Count = Field(1, description="CPUs and threads of a trial with one worker")
-    gpus_per_trial: Annotated[float, Field(ge=0)] | None = Field(
-        None, description="GPUs of a trial with one worker, 0.25 for four trials a GPU; null: 1 where there are GPUs"
-    )
-    max_failures: Annotated[int, Field(ge=0)] = Field(2, description="lost processes before a trial counts as failed")
-    study_url: str | None = Field(
-        None,
-        description="database of the Optuna study, e.g. postgresql://$PGUSER:$PGPASSWORD@host/optuna, $NAME from the "
-        "environment; null: the journal tune/study.log",
-    )
-
-
-class ReportConfig(_Section):
+class ReportConfig(Section):
     """The page."""
 
     title: str | None = Field(None, description="headline; null: the run's name")
     images: Annotated[int, Field(ge=4, le=400)] = Field(100, description="images in the sample grid")
 
 
-class RayConfig(_Section):
+class RayConfig(Section):
     """How to reach or start Ray."""
 
     address: str | None = Field(None, description="cluster to join; null: the job's own, or a new local one")
@@ -305,7 +236,7 @@ def _no_separator(name: str) -> str:
     return name
 
 
-class Config(_Section):
+class Config(Section):
     """A whole run."""
 
     name: Annotated[str, BeforeValidator(_no_separator)] = Field("digits", description="folder of the run")
@@ -318,5 +249,6 @@ class Config(_Section):
     sample: SampleConfig = SampleConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
     tune: TuneConfig = TuneConfig()
+    compare: CompareConfig = CompareConfig()
     report: ReportConfig = ReportConfig()
     ray: RayConfig = RayConfig()

@@ -69,6 +69,23 @@ def _resources(config: Config) -> tuple[bool, dict[str, float], int]:
     return cuda, resources, threads
 
 
+def _why(error: Exception) -> str:
+    """What went wrong in the workers: our own errors and the storage's in one line, anything else with its traceback.
+
+    Example:
+        >>> _why(RuntimeError("Traceback …\\npipeline.errors.PipelineError: cannot write a.txt: disk full"))
+        'The last failure: cannot write a.txt: disk full'
+    """
+    failures = getattr(error, "worker_failures", None) or {0: getattr(error, "controller_failure", error)}
+    for failure in failures.values():
+        kind, _, message = str(failure).strip().rpartition("\n")[2].partition(": ")
+        if kind.startswith("pipeline.errors."):
+            return f"The last failure: {message}"
+        if kind in ("OSError", "PermissionError"):
+            return f"The last failure: cannot write a checkpoint: {message}"
+    return f"The last failure:\n{error}"
+
+
 def _fit(config: Config, run: Folder, name: str) -> dict[str, Any]:
     import ray.train
     from ray.train import CheckpointConfig, FailureConfig, LoggingConfig, RunConfig, ScalingConfig
@@ -106,7 +123,7 @@ def _fit(config: Config, run: Folder, name: str) -> dict[str, Any]:
         except ray.train.TrainingFailedError as error:
             raise PipelineError(
                 f"training failed {config.train.max_failures + 1} times (train.max_failures); the same command goes "
-                f"on from the last checkpoint. The last failure:\n{error}"
+                f"on from the last checkpoint. {_why(error)}"
             ) from error
 
 

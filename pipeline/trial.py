@@ -6,11 +6,9 @@ object store instead of training them. Runs with or without Ray: the caller give
 """
 
 import math
-import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -20,7 +18,7 @@ from ldcvae.latents import Encodings
 from ldcvae.metrics import frechet_distance
 from ldcvae.model import LDCVAE, as_float, split_posterior
 from ldcvae.networks import choose_network
-from pipeline.checkpoint import load_state, save_state
+from pipeline.checkpoint import NewestCheckpoint
 from pipeline.dataset import load_split
 from pipeline.evaluate import image_figures
 from pipeline.extractors import Extractor
@@ -110,35 +108,6 @@ def reconstruction_error(model: LDCVAE, pixels: Tensor) -> float:
     return total / pixels.numel()
 
 
-class _Checkpoints:
-    """The newest checkpoint of a trial on the run's storage."""
-
-    def __init__(self, folder: Folder):
-        self.folder = folder
-
-    def _names(self) -> list[str]:
-        # state.json is written last, so a folder that has it is whole.
-        return [name.removesuffix("/state.json") for name in self.folder.files("*/state.json")]
-
-    def save(self, state: dict[str, Any], progress: int) -> None:
-        earlier = self._names()
-        name = f"{progress:06d}"
-        with tempfile.TemporaryDirectory() as temporary:
-            save_state(state, temporary)
-            for file in ("tensors.safetensors", "state.json"):
-                self.folder.write(f"{name}/{file}", (Path(temporary) / file).read_bytes())
-        for old in earlier:
-            if old != name:
-                self.folder.remove(old)
-
-    def load(self) -> dict[str, Any] | None:
-        names = self._names()
-        if not names:
-            return None
-        with (self.folder / names[-1]).local_copy() as path:
-            return load_state(path)
-
-
 class _Trial:
     """State of one run of a trial."""
 
@@ -147,7 +116,7 @@ class _Trial:
         self.run, self.study = Folder(job["run"]), job["study"]
         self.common, self.world, self.report = common, world, report
         self.extractor, self.real = common.extractor.to(world.device), common.real.to(world.device)
-        self.checkpoints = _Checkpoints(self.run / f"tune/checkpoints/{self.study}/{self.number:05d}")
+        self.checkpoints = NewestCheckpoint(self.run / f"tune/checkpoints/{self.study}/{self.number:05d}")
         self.state = self.checkpoints.load()
         self.before = self.state["seconds"] if self.state else 0.0
         self.started = time.perf_counter()

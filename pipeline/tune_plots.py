@@ -11,7 +11,7 @@ from optuna.importance import FanovaImportanceEvaluator, get_param_importances
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
-from pipeline.plots import LIGHT, Picture, Theme, _figure, _png
+from pipeline.plots import LIGHT, Picture, Theme, new_figure, png_bytes
 from pipeline.stage import Manifest
 from pipeline.storage import Folder
 
@@ -54,7 +54,7 @@ def history(trials: Sequence[FrozenTrial], metric: str, maximise: bool, theme: T
         maximise: whether more is better.
         theme: colours.
     """
-    figure, axes = _figure(5.4, 2.6, theme)
+    figure, axes = new_figure(5.4, 2.6, theme)
     done = [trial for trial in trials if trial.state == TrialState.COMPLETE]
     stopped = [trial for trial in trials if trial.state == TrialState.PRUNED and trial.intermediate_values]
     for trial in done:
@@ -75,14 +75,14 @@ def history(trials: Sequence[FrozenTrial], metric: str, maximise: bool, theme: T
     axes.set_xlabel("trial", fontsize=9, color=theme.muted)
     axes.set_ylabel(metric, fontsize=9, color=theme.muted)
     figure.legend(loc="outside upper left", ncols=4, frameon=False, fontsize=9, labelcolor=theme.ink)
-    return _png(figure)
+    return png_bytes(figure)
 
 
 def parallel_coordinates(
     trials: Sequence[FrozenTrial], names: Sequence[str], metric: str, maximise: bool, theme: Theme = LIGHT
 ) -> bytes:
     """One line per completed trial through its values, the better the stronger; the best in the sampler's colour."""
-    figure, axes = _figure(6.4, 3.2, theme)
+    figure, axes = new_figure(6.4, 3.2, theme)
     axes.grid(False)
     ordered = sorted(trials, key=lambda trial: trial.values[0], reverse=not maximise)  # the best is drawn last
     scores = [trial.values[0] for trial in ordered]
@@ -108,7 +108,7 @@ def parallel_coordinates(
     axes.set_yticks([])
     axes.spines[["left", "bottom"]].set_visible(False)
     axes.set_ylim(-0.14, 1.14)
-    return _png(figure)
+    return png_bytes(figure)
 
 
 def importances(shares: dict[str, float], theme: Theme = LIGHT) -> bytes:
@@ -118,18 +118,18 @@ def importances(shares: dict[str, float], theme: Theme = LIGHT) -> bytes:
         >>> importances({"sampler.particles": 0.7, "sampler.learning_rate": 0.3})[1:4]
         b'PNG'
     """
-    figure, axes = _figure(5.4, 0.8 + 0.28 * len(shares), theme)
+    figure, axes = new_figure(5.4, 0.8 + 0.28 * len(shares), theme)
     axes.barh(range(len(shares)), list(shares.values()), color=theme.encoder, height=0.6)
     axes.set_yticks(range(len(shares)), list(shares))
     axes.set_ylim(len(shares) - 0.4, -0.6)
     axes.set_xlabel("importance (fANOVA)", fontsize=9, color=theme.muted)
     axes.grid(False, axis="y")
-    return _png(figure)
+    return png_bytes(figure)
 
 
 def front(trials: Sequence[FrozenTrial], best: set[int], metrics: Sequence[str], theme: Theme = LIGHT) -> bytes:
     """The first two metrics against each other, trials of the Pareto front in the sampler's colour."""
-    figure, axes = _figure(4.0, 3.2, theme)
+    figure, axes = new_figure(4.0, 3.2, theme)
     for trial in trials:
         chosen = trial.number in best
         axes.plot(*trial.values[:2], "o", color=theme.sampler if chosen else theme.prior, markersize=6)
@@ -137,7 +137,7 @@ def front(trials: Sequence[FrozenTrial], best: set[int], metrics: Sequence[str],
             axes.annotate(str(trial.number), trial.values[:2], xytext=(4, 4), textcoords="offset points", fontsize=8)
     axes.set_xlabel(metrics[0], fontsize=9, color=theme.muted)
     axes.set_ylabel(metrics[1], fontsize=9, color=theme.muted)
-    return _png(figure)
+    return png_bytes(figure)
 
 
 def stored_pictures(run: Folder, manifest: Manifest | None) -> dict[str, Picture]:

@@ -78,7 +78,7 @@ def test_vampprior_of_one_component_that_is_the_standard_normal_gives_the_elbo()
     noise = torch.randn(len(many), 1, 3, generator=torch.Generator().manual_seed(3))
     objective = VampObjective(5.0, torch.zeros(1, 1, 4, 4))
     with torch.no_grad():
-        objective.logits.fill_(-1e9)
+        objective.pixels.fill_(-1e9)
     found = float(objective(encoder, decoder, many, noise)["kl"])
     exact = float(elbo_step(encoder, decoder, images, noise[:7], inverse_temperature=5.0)["kl"])
     assert found == pytest.approx(exact, abs=0.03)  # four standard errors of 28,000 draws

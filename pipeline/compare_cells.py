@@ -1,0 +1,185 @@
+"""Cells of a comparison: each training and each generator, kept on storage under the hash of all it depends on.
+
+A cell is `compare/cells/<hash>/` with its files and `record.json`, written last. So a comparison that was killed goes
+on with what is missing, and a row that is added costs one row.
+"""
+
+from dataclasses import dataclass
+from importlib.metadata import version
+from typing import Any
+
+import torch
+from safetensors.torch import load, save
+from torch import Tensor
+
+from ldcvae.latents import Encodings
+from ldcvae.model import LDCVAE
+from pipeline.extractors import Extractor
+from pipeline.schema import Config
+from pipeline.storage import Folder, fingerprint, sha256
+from pipeline.weights import build_model
+
+__all__ = ["Cell", "Common", "StoredAutoencoder", "autoencoder_cell", "generator_cell", "read_autoencoder"]
+
+# Keys of `train` that no figure of a cell depends on; a cell is trained by one process.
+_OPERATIONAL = {
+    "objective",
+    "consistency",
+    "consistency_floor",
+    "memory_mb",
+    "num_workers",
+    "device",
+    "checkpoint_epochs",
+    "checkpoint_steps",
+    "keep_checkpoints",
+    "max_failures",
+}
+_SAMPLER_NETS = ("stein", "score_difference", "drift")
+_TRAINED = (*_SAMPLER_NETS, "two_stage", "maf", "flow_matching")
+_CHAINS = ("langevin", "hmc")
+
+
+@dataclass(frozen=True)
+class Common:
+    """What all cells have in common, on the CPU; travels through Ray's object store.
+
+    Attributes:
+        shape: (C, H, W) of the images.
+        extractor: of features.
+        validation: (n, k) features of the validation images.
+        test: (m, k) features of the test images.
+    """
+
+    shape: tuple[int, int, int]
+    extractor: Extractor
+    validation: Tensor
+    test: Tensor
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One cell.
+
+    Attributes:
+        key: hash of everything it depends on.
+        job: what the process that computes it is told.
+    """
+
+    key: str
+    job: dict[str, Any]
+
+    @property
+    def folder(self) -> str:
+        """Its folder under the run's."""
+        return f"compare/cells/{self.key}"
+
+    @property
+    def record(self) -> str:
+        """The file that makes it whole."""
+        return f"{self.folder}/record.json"
+
+
+def _key(content: dict[str, Any]) -> str:
+    return fingerprint({"version": version("ldcvae"), **content})[:20]
+
+
+def autoencoder_cell(config: Config, data: str, features: str, name: str, setting: float | None, seed: int) -> Cell:
+    """The cell of an autoencoder.
+
+    Args:
+        config: the run's configuration.
+        data: digest of the data set.
+        features: hash of the extractor.
+        name: key of `compare.autoencoders`.
+        setting: of its knob, or None.
+        seed: of weights, order and noise.
+    """
+    content = {
+        "autoencoder": name,
+        "setting": setting,
+        "seed": seed,
+        "data": data,
+        "features": features,
+        "model": config.model.model_dump(mode="json"),
+        "train": config.train.model_dump(mode="json", exclude=_OPERATIONAL),
+    }
+    return Cell(_key(content), {"name": name, "setting": setting, "seed": seed})
+
+
+def generator_cell(config: Config, parent: Cell, name: str, setting: float | None) -> Cell:
+    """The cell of a generator on the autoencoder of `parent`, with its seed; arguments as in `autoencoder_cell`."""
+    compare, evaluate = config.compare, config.evaluate
+    content: dict[str, Any] = {
+        "generator": name,
+        "setting": setting,
+        "parent": parent.key,
+        "judged": evaluate.model_dump(mode="json", include={"num_images", "draws", "neighbours"}),
+        "selection_images": compare.selection_images,
+    }
+    if name in _TRAINED:
+        content["sampler"] = config.sampler.model_dump(mode="json", exclude={"checkpoint_steps", "direction"})
+    if name in _CHAINS:
+        content["steps"] = evaluate.langevin_steps
+    own = {
+        "gmm": evaluate.gmm_components,
+        "flow_matching": compare.euler_steps,
+        "stein": compare.stein_bandwidths,
+        "drift": compare.drift_temperatures,
+    }
+    content["own"] = own.get(name)
+    return Cell(_key(content), {"name": name, "setting": setting, "seed": parent.job["seed"], "parent": parent.key})
+
+
+@dataclass(frozen=True)
+class StoredAutoencoder:
+    """A trained autoencoder cell.
+
+    Attributes:
+        model: with trained encoder, decoder and the whitening of its encodings.
+        encodings: split -> encodings of its images; of deterministic encoders with next to no variance.
+        prior: means and log variances of a learnt prior's components, or None for N(0, I).
+    """
+
+    model: LDCVAE
+    encodings: dict[str, Encodings]
+    prior: Encodings | None
+
+    def write(self, run: Folder, cell: Cell) -> dict[str, str]:
+        """Write its files; name -> sha256."""
+        tensors = {
+            f"{split}.{name}": getattr(part, name).cpu().contiguous()
+            for split, part in (self.encodings | ({"prior": self.prior} if self.prior is not None else {})).items()
+            for name in ("mean", "log_variance")
+        }
+        # Without the sampler net: it is each generator's own, and may be of another size then.
+        weights = {
+            name: tensor.cpu().contiguous()
+            for name, tensor in self.model.state_dict().items()
+            if not name.startswith(("sampler.", "base_"))
+        }
+        files = {"model.safetensors": save(weights), "encodings.safetensors": save(tensors)}
+        for name, content in files.items():
+            run.write(f"{cell.folder}/{name}", content)
+        return {name: sha256(content) for name, content in files.items()}
+
+
+def read_autoencoder(run: Folder, cell: Cell, config: Config, shape: tuple[int, int, int]) -> StoredAutoencoder:
+    """The finished autoencoder that a generator's cell stands on, on the CPU, with an untrained sampler net.
+
+    Raises:
+        PipelineError: if a file is missing or damaged.
+    """
+    folder = f"compare/cells/{cell.job['parent']}"
+    hashes = run.read_json(f"{folder}/record.json")["files"]
+    weights, tensors = (
+        load(run.read_verified(f"{folder}/{name}", hashes[name]))
+        for name in ("model.safetensors", "encodings.safetensors")
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(cell.job["seed"])  # of the sampler net's initial weights
+        model = build_model(config, shape)
+    model.load_state_dict(weights, strict=False)
+    splits = {name.partition(".")[0] for name in tensors}
+    parts = {split: Encodings(tensors[f"{split}.mean"], tensors[f"{split}.log_variance"]) for split in splits}
+    prior = parts.pop("prior", None)
+    return StoredAutoencoder(model.eval(), parts, prior)

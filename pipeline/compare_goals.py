@@ -1,0 +1,98 @@
+"""What the comparison is made to find out: claims about LDC-VAE, each decided from the figures."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+__all__ = ["goals"]
+
+Row = Mapping[str, Any]
+_SAMPLER_NETS = ("score_difference", "drift", "stein")
+_CHAINS = ("langevin", "hmc")
+_LDC = ("ldc_svgd", "ldc_elbo")
+
+
+def _text(row: Row, figure: str) -> str:
+    digits = ".2f" if figure == "fd" else ".3f"
+    return f"{row['figures'][figure]:{digits}} ± {row['spread'][figure]:{digits}}"
+
+
+def _gap(better: Row, worse: Row, figure: str, sign: float) -> tuple[float, float]:
+    """(by how much the first is better, both spreads together)."""
+    return sign * (better["figures"][figure] - worse["figures"][figure]), (
+        better["spread"][figure] ** 2 + worse["spread"][figure] ** 2
+    ) ** 0.5
+
+
+def _best(rows: Sequence[Row], figure: str, sign: float) -> Row | None:
+    return max(rows, key=lambda row: sign * row["figures"][figure], default=None)
+
+
+def _better(claim: str, ours: Row | None, others: Sequence[Row], figure: str, sign: float) -> list[dict[str, Any]]:
+    """A claim that one row is better than all others by more than the spread; none if there is nothing to compare."""
+    rival = _best(others, figure, sign)
+    if ours is None or rival is None:
+        return []
+    gap, spread = _gap(ours, rival, figure, sign)
+    name = f"{rival['label']} on {rival['autoencoder']}"
+    detail = (
+        f"{_text(ours, figure)} ({ours['label']} on {ours['autoencoder']}) against {_text(rival, figure)} ({name})"
+    )
+    return [{"claim": claim, "met": gap > spread and len(ours["values"][figure]) > 1, "detail": detail}]
+
+
+def goals(rows: Sequence[Row]) -> list[dict[str, Any]]:
+    """The claims that these rows can decide.
+
+    A difference counts when it is more than the two standard deviations over seeds, taken together; with one seed
+    nothing counts. The sampler net is the direction with the lowest FD on each autoencoder.
+
+    Args:
+        rows: as in `compare/results.json`.
+
+    Returns:
+        `claim`, `met`, `detail` of each.
+
+    Example:
+        >>> def row(generator, fd):
+        ...     return {"autoencoder": "ldc_svgd", "generator": generator, "label": generator, "bound": False,
+        ...             "figures": {"fd": fd, "coverage": 0.5, "mmd2": 1e-4, "latents_per_s": 1.0},
+        ...             "spread": {"fd": 0.1, "coverage": 0.0}, "values": {"fd": [fd] * 3, "coverage": [0.5] * 3}}
+        >>> [goal["met"] for goal in goals([row("drift", 10.0), row("gmm", 12.0)])][:1]
+        [True]
+    """
+    found: list[dict[str, Any]] = []
+    free = [row for row in rows if not row["bound"]]
+    for name in _LDC:
+        own = [row for row in free if row["autoencoder"] == name]
+        ours = _best([row for row in own if row["generator"] in _SAMPLER_NETS], "fd", -1.0)
+        others = [row for row in own if row["generator"] not in _SAMPLER_NETS]
+        where = "with the SVGD encoder" if name == "ldc_svgd" else "with the ELBO encoder"
+        found += _better(
+            f"{where}, the sampler net has a lower FD than every other generator", ours, others, "fd", -1.0
+        )
+        found += _better(
+            f"{where}, the sampler net covers more than every other generator", ours, others, "coverage", 1.0
+        )
+        found += _speed(where, ours, [row for row in own if row["generator"] in _CHAINS])
+    end = [row for row in free if row["autoencoder"] in _LDC and row["generator"] in _SAMPLER_NETS]
+    pairs = [row for row in free if row["autoencoder"] not in _LDC and row["generator"] not in _SAMPLER_NETS]
+    found += _better(
+        "LDC-VAE has a lower FD than every pair of another autoencoder and generator",
+        _best(end, "fd", -1.0),
+        pairs,
+        "fd",
+        -1.0,
+    )
+    return found
+
+
+def _speed(where: str, ours: Row | None, chains: Sequence[Row]) -> list[dict[str, Any]]:
+    """At least a hundred times the latents per second of a chain whose latents are no better in MMD²."""
+    fastest = max(chains, key=lambda row: row["figures"]["latents_per_s"], default=None)
+    if ours is None or fastest is None:
+        return []
+    ratio = ours["figures"]["latents_per_s"] / fastest["figures"]["latents_per_s"]
+    equal = ours["figures"]["mmd2"] <= min(row["figures"]["mmd2"] for row in chains)
+    mmd2 = ", ".join(f"{row['label']} {row['figures']['mmd2'] * 1e3:.2f}e-3" for row in (ours, *chains))
+    claim = f"{where}, the sampler net draws a hundred times faster than Langevin and HMC, at no larger latent MMD²"
+    return [{"claim": claim, "met": ratio >= 100 and equal, "detail": f"{ratio:,.0f} times; MMD² {mmd2}"}]

@@ -1,0 +1,189 @@
+"""The comparison: what it refuses, what it keeps, what it claims; and a small one, killed and continued."""
+
+import copy
+import json
+
+import pytest
+from processes import kill_driver, run, start, wait_for
+
+from pipeline.compare_autoencoders import AUTOENCODER_LABELS, decoder_passes
+from pipeline.compare_cells import autoencoder_cell, generator_cell
+from pipeline.compare_generators import GENERATOR_LABELS, passes
+from pipeline.compare_goals import goals
+from pipeline.config import load_config
+from pipeline.errors import ConfigError
+from pipeline.schema import Config
+from pipeline.schema_study import AUTOENCODERS, GENERATORS
+
+ALL_AUTOENCODERS = {
+    name: [8.0] if knob == "pseudo-inputs" else [1.0] if knob else [] for name, knob in AUTOENCODERS.items()
+}
+ALL_GENERATORS = {name: [2.0] if knob == "components" else [0.1] if knob else [] for name, knob in GENERATORS.items()}
+ALL_GENERATORS |= {name: [0.001] for name, knob in GENERATORS.items() if knob == "learning rate"}
+SMALL = [
+    "evaluate.draws=1",
+    "evaluate.num_images=100",
+    "compare.selection_images=100",
+    "compare.euler_steps=5",
+    "sampler.steps=40",
+    "sampler.checkpoint_steps=10",
+    "train.epochs=4",
+    "train.checkpoint_epochs=1",
+    "compare.seeds=1",
+]
+
+
+def test_every_name_has_a_label_a_knob_and_a_default() -> None:
+    assert set(AUTOENCODERS) == set(AUTOENCODER_LABELS) == set(Config().compare.autoencoders)
+    assert set(GENERATORS) == set(GENERATOR_LABELS) == set(Config().compare.generators)
+    assert [decoder_passes(name, Config().train) for name in ("wae_mmd", "ldc_elbo")] == [1, 4]
+    assert [passes(name, Config()) for name in ("prior", "drift", "flow_matching", "langevin")] == [0, 1, 50, 120]
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("compare.autoencoders={vea: []}", "compare.autoencoders.vea: unknown; choose among vae, beta_vae"),
+        ("compare.autoencoders={}", "compare.autoencoders: .* should have at least 1 item"),
+        ("compare.autoencoders={vae: [1]}", r"compare.autoencoders.vae: has nothing to choose, so it must be \[\]"),
+        ("compare.autoencoders={beta_vae: []}", "compare.autoencoders.beta_vae: needs at least one candidate"),
+        ("compare.generators={maf: [-1]}", "compare.generators.maf: must be a list of positive numbers"),
+        ("compare.generators={gmm_tuned: [2.5]}", "compare.generators.gmm_tuned: must be whole numbers"),
+        ("compare.generators=gmm", "compare.generators: must be {name: "),
+        ("compare.only={vea: [gmm]}", "compare.only.vea: is not among compare.autoencoders: vae, beta_vae"),
+        ("compare.only={vae: [gmn]}", "compare.only.vae: gmn is not among compare.generators: prior"),
+        ("compare.only={vae: []}", "compare.only.vae: an empty list is not among"),
+        ("compare.seeds=0", "compare.seeds: Input should be greater than or equal to 1"),
+    ],
+)
+def test_mistakes_name_key_value_and_what_is_allowed(override: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        load_config(overrides=[override])
+
+
+def cells(*overrides: str) -> dict[str, str]:
+    config = load_config(overrides=list(overrides))
+    vae = autoencoder_cell(config, "data", "features", "vae", None, 0)
+    return {"vae": vae.key} | {
+        name: generator_cell(config, vae, name, 0.1 if GENERATORS[name] else None).key for name in GENERATORS
+    }
+
+
+@pytest.mark.parametrize(
+    ("override", "changed"),
+    [
+        ("train.epochs=7", {"vae", *GENERATORS}),
+        ("train.num_workers=2", set()),
+        ("sampler.steps=7", {"two_stage", "maf", "flow_matching", "stein", "score_difference", "drift"}),
+        ("sampler.checkpoint_steps=7", set()),
+        ("evaluate.langevin_steps=60", {"langevin", "hmc"}),
+        ("evaluate.gmm_components=7", {"gmm"}),
+        ("compare.euler_steps=7", {"flow_matching"}),
+        ("compare.drift_temperatures=[1]", {"drift"}),
+        ("compare.seeds=7", set()),
+        ("evaluate.draws=2", set(GENERATORS)),
+    ],
+)
+def test_a_cell_depends_on_what_it_uses_and_on_nothing_else(override: str, changed: set[str]) -> None:
+    before, after = cells(), cells(override)
+    assert {name for name in before if before[name] != after[name]} == changed
+
+
+def row(
+    autoencoder: str, generator: str, fd: float, *, coverage: float = 0.5, rate: float = 1.0, seeds: int = 3
+) -> dict:
+    return {
+        "autoencoder": autoencoder,
+        "generator": generator,
+        "label": generator,
+        "bound": generator == "encoder",
+        "figures": {"fd": fd, "coverage": coverage, "mmd2": 1e-4, "latents_per_s": rate},
+        "spread": {"fd": 0.1, "coverage": 0.01},
+        "values": {"fd": [fd] * seeds, "coverage": [coverage] * seeds},
+    }
+
+
+def test_only_some_generators_on_an_autoencoder() -> None:
+    compare = load_config(overrides=["compare.only={vae: [drift, gmm]}"]).compare
+    assert compare.generators_of("vae") == ["gmm", "drift"]
+    assert compare.generators_of("ldc_svgd") == list(compare.generators)
+
+
+def test_goals_count_differences_beyond_the_spread_only() -> None:
+    rows = [
+        row("vae", "gmm", 12.0),
+        row("ldc_svgd", "gmm", 11.0, coverage=0.48),
+        row("ldc_svgd", "langevin", 10.1, rate=10.0),
+        row("ldc_svgd", "drift", 10.0, coverage=0.52, rate=900.0),
+        row("ldc_svgd", "encoder", 9.0),
+    ]
+    found = {goal["claim"]: goal["met"] for goal in goals(rows)}
+    assert list(found.values()) == [
+        False,
+        True,
+        False,
+        True,
+    ]  # FD too near to Langevin's; coverage; 90 times; end to end
+    rows[3]["figures"] |= {"fd": 9.5, "latents_per_s": 1000.0}
+    assert all(goal["met"] for goal in goals(rows))
+    once = copy.deepcopy(rows)
+    once[3]["values"] = {"fd": [9.5], "coverage": [0.52]}
+    assert not goals(once)[0]["met"]
+    assert goals([row("vae", "gmm", 1.0)]) == []
+
+
+@pytest.mark.slow
+def test_every_pair_is_compared_and_a_kill_costs_only_what_was_running(tmp_path) -> None:
+    few = {"vae": [], "vampprior": [8.0, 16.0], "rae_l2": [0.1], "ldc_svgd": []}
+    arguments = [
+        *SMALL,
+        f"compare.autoencoders={json.dumps(few)}",
+        f"compare.generators={json.dumps(ALL_GENERATORS)}",
+    ]
+    process = start("compare", tmp_path, *arguments)
+    cells = tmp_path / "tiny" / "compare" / "cells"
+
+    def records() -> dict[str, float]:
+        return {str(path): path.stat().st_mtime for path in cells.glob("*/record.json")}
+
+    wait_for(lambda: len(records()) >= 12, "twelve finished cells")
+    kill_driver(process)
+    before = records()
+    run("compare", tmp_path, *arguments)
+    after = records()
+    assert before.items() <= after.items()  # nothing finished was computed again
+    assert not (tmp_path / "tiny/compare/checkpoints").exists() or not any(
+        (tmp_path / "tiny/compare/checkpoints").rglob("*.json")
+    )
+    results = json.loads((tmp_path / "tiny/compare/results.json").read_text())
+    assert results["failures"] == []
+    pairs = {(row["autoencoder"], row["generator"]) for row in results["rows"]}
+    assert pairs == {(autoencoder, generator) for autoencoder in few for generator in GENERATORS}
+    assert all(len(row["values"]["fd"]) == 1 for row in results["rows"])
+    [vamp] = [entry for entry in results["autoencoders"] if entry["name"] == "vampprior"]
+    assert vamp["setting"] == min(vamp["candidates"], key=lambda candidate: candidate["fd"])["setting"]
+    priors = {row["autoencoder"]: row["label"] for row in results["rows"] if row["generator"] == "prior"}
+    assert priors["vampprior"] != priors["vae"]
+    assert (tmp_path / "tiny/compare/index.html").exists()
+    assert run("compare", tmp_path, *arguments)[0].count("up to date") == 2  # data and comparison
+    # One more seed and one more generator cost what is new, and change nothing that was there.
+    values = {(row["autoencoder"], row["generator"]): row["values"]["fd"][0] for row in results["rows"]}
+    run("compare", tmp_path, *arguments, "compare.seeds=2", 'compare.autoencoders={"vae": []}')
+    assert after.items() <= records().items()
+    results = json.loads((tmp_path / "tiny/compare/results.json").read_text())
+    assert len(results["rows"]) == len(GENERATORS)
+    for row in results["rows"]:
+        assert row["values"]["fd"][0] == values["vae", row["generator"]]
+        assert len(row["values"]["fd"]) == 2
+
+
+@pytest.mark.slow
+def test_a_failing_cell_is_reported_and_the_others_are_kept(tmp_path) -> None:
+    generators = {"gaussian": [], "flow_matching": [1e8], "gmm_tuned": [5000.0]}
+    arguments = [*SMALL, 'compare.autoencoders={"wae_mmd": [1.0]}', f"compare.generators={json.dumps(generators)}"]
+    run("compare", tmp_path, *arguments)
+    results = json.loads((tmp_path / "tiny/compare/results.json").read_text())
+    assert [row["generator"] for row in results["rows"]] == ["gaussian"]
+    reasons = {failure["generator"]: failure["reason"] for failure in results["failures"]}
+    assert "learning rate" in reasons["flow_matching"] or "finite" in reasons["flow_matching"]
+    assert "5000" in reasons["gmm_tuned"] or "components" in reasons["gmm_tuned"]
