@@ -2,18 +2,19 @@
 
 How an image is read: its EXIF orientation is applied; transparent pixels (RGBA, LA, palettes with transparency)
 are laid over white; palettes and CMYK become RGB; 16-bit grey keeps its upper 8 bits; of an animation the first
-frame counts. An image is grey when its mode is, whatever its pixels are. Then the largest centred square is resized
-(bicubic, antialiased) to `image_size`: the same as resizing the shorter side and cropping the centre. Pillow's
-limit against decompression bombs stays on.
+frame counts. An image is grey when its mode is, whatever its pixels are. Then the largest centred square, or the one
+of `crop` pixels, is resized (bicubic, antialiased) to `image_size`. Pillow's limit against decompression bombs stays
+on.
 """
 
 import io
 import logging
+import math
 import sys
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
-from typing import TypeVar, cast
+from typing import NamedTuple, TypeVar, cast
 
 import numpy as np
 import pyarrow as pa
@@ -24,11 +25,13 @@ from pipeline.cluster import connect
 from pipeline.collector import Collector
 from pipeline.config import Config
 from pipeline.errors import PipelineError
+from pipeline.schema import DataConfig
 from pipeline.storage import Folder
 
 __all__ = [
     "PARALLEL_FROM",
     "BadImage",
+    "Form",
     "decode",
     "decode_files",
     "fit",
@@ -43,6 +46,38 @@ PARALLEL_FROM = 2000
 _FILES_PER_TASK = 256
 
 T = TypeVar("T")
+
+
+class Form(NamedTuple):
+    """What images are made into.
+
+    Attributes:
+        image_size: S, pixels of each side; None keeps the size.
+        channels: 1 or 3; None keeps grey grey and makes the rest RGB.
+        crop: pixels of each side of the centred square that is kept before resizing; None: the largest one.
+
+    Example:
+        >>> Form(image_size=64, crop=140).keeps((3, 64, 64)), Form(channels=1).keeps((1, 8, 6))
+        (False, True)
+    """
+
+    image_size: int | None = None
+    channels: int | None = None
+    crop: int | None = None
+
+    @classmethod
+    def of(cls, data: DataConfig) -> "Form":
+        """The form that the `data` section asks for."""
+        return cls(data.image_size, data.channels, data.crop)
+
+    def keeps(self, shape: Sequence[int]) -> bool:
+        """Whether an image of `shape` (C, H, W) stays as it is."""
+        source, height, width = shape
+        wanted = (None, height) if height == width else (None,)
+        return self.image_size in wanted and self.channels in (None, source) and self.crop in wanted
+
+
+AS_IT_IS = Form()
 
 
 class BadImage(Exception):
@@ -65,19 +100,18 @@ def progress(items: Iterable[T], total: int, what: str) -> Iterator[T]:
     yield from bar
 
 
-def to_array(image: Image.Image, image_size: int | None, channels: int | None) -> np.ndarray:
+def to_array(image: Image.Image, form: Form = AS_IT_IS) -> np.ndarray:
     """Pixels of an image.
 
     Args:
         image: of any mode.
-        image_size: S, pixels of each side; None keeps the size.
-        channels: 1 or 3; None keeps grey grey and makes the rest RGB.
+        form: what it is to become.
 
     Returns:
         (C, H, W) uint8.
 
     Example:
-        >>> to_array(Image.new("RGB", (40, 30)), image_size=8, channels=None).shape
+        >>> to_array(Image.new("RGB", (40, 30)), Form(image_size=8)).shape
         (3, 8, 8)
     """
     grey = image.mode in ("1", "L", "LA", "La") or image.mode.startswith("I")
@@ -86,9 +120,11 @@ def to_array(image: Image.Image, image_size: int | None, channels: int | None) -
     elif image.has_transparency_data:
         opaque = Image.new("RGBA", image.size, "white")
         image = Image.alpha_composite(opaque, image.convert("RGBA"))
-    image = image.convert({1: "L", 3: "RGB", None: "L" if grey else "RGB"}[channels])
-    if image_size is not None and image.size != (image_size, image_size):
-        side = min(image.size)
+    image = image.convert({1: "L", 3: "RGB", None: "L" if grey else "RGB"}[form.channels])
+    side = int(min(*image.size, form.crop or math.inf))
+    image_size = side if form.image_size is None and form.crop else form.image_size
+    cropped = side < min(image.size)
+    if image_size is not None and (cropped or image.size != (image_size, image_size)):
         # Cropping first keeps a very long image from becoming a huge one. The corner is a whole pixel, so an image
         # that only needs cropping is not blurred.
         left, top = (image.width - side) // 2, (image.height - side) // 2
@@ -98,14 +134,14 @@ def to_array(image: Image.Image, image_size: int | None, channels: int | None) -
     return pixels[None] if pixels.ndim == 2 else np.ascontiguousarray(pixels.transpose(2, 0, 1))
 
 
-def decode(content: bytes, image_size: int | None, channels: int | None) -> np.ndarray:
+def decode(content: bytes, form: Form = AS_IT_IS) -> np.ndarray:
     """Pixels of an encoded PNG or JPEG image: (C, H, W) uint8, see `to_array`.
 
     Raises:
         BadImage: with the reason.
 
     Example:
-        >>> decode(b"hello", None, None)
+        >>> decode(b"hello")
         Traceback (most recent call last):
         pipeline.image_files.BadImage: not a PNG or JPEG image (5 bytes)
     """
@@ -114,61 +150,58 @@ def decode(content: bytes, image_size: int | None, channels: int | None) -> np.n
             warnings.simplefilter("ignore")
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             with Image.open(io.BytesIO(content), formats=("PNG", "JPEG")) as image:
-                return to_array(ImageOps.exif_transpose(image), image_size, channels)
+                return to_array(ImageOps.exif_transpose(image), form)
     except UnidentifiedImageError:
         raise BadImage(f"not a PNG or JPEG image ({len(content):,} bytes)") from None
     except Exception as error:  # damaged bytes make the decoders raise anything from SyntaxError to struct.error
         raise BadImage(str(error) or type(error).__name__) from None
 
 
-def fit(images: np.ndarray, image_size: int | None, channels: int | None) -> np.ndarray:
+def fit(images: np.ndarray, form: Form) -> np.ndarray:
     """Resize, crop and convert images that are already arrays.
 
     Args:
         images: (N, C, H, W) uint8.
-        image_size: as in `to_array`.
-        channels: as in `to_array`.
+        form: what they are to become.
 
     Returns:
-        (N, channels, image_size, image_size) uint8; `images` itself when nothing is to do.
+        (N, C, S, S) uint8; `images` itself when nothing is to do.
 
     Example:
-        >>> fit(np.zeros((2, 1, 8, 8), np.uint8), image_size=16, channels=3).shape
+        >>> fit(np.zeros((2, 1, 8, 8), np.uint8), Form(image_size=16, channels=3)).shape
         (2, 3, 16, 16)
     """
-    _, source, height, width = images.shape
-    if image_size in (None, height) and image_size in (None, width) and channels in (None, source):
+    if form.keeps(images.shape[1:]):
         return images
     collector = Collector("fail")
     for index, image in enumerate(progress(images, len(images), "resize")):
-        collector.add(index, str(index), fit_one(image, image_size, channels))
+        collector.add(index, str(index), fit_one(image, form))
     return collector.finish()[0]
 
 
-def fit_one(image: np.ndarray, image_size: int | None, channels: int | None) -> np.ndarray:
+def fit_one(image: np.ndarray, form: Form) -> np.ndarray:
     """`fit` for one image: (C, H, W) uint8."""
-    source, height, width = image.shape
-    if image_size in (None, height) and image_size in (None, width) and channels in (None, source):
+    if form.keeps(image.shape):
         return image
-    pixels = image[0] if source == 1 else image.transpose(1, 2, 0)
-    return to_array(Image.fromarray(pixels), image_size, channels)
+    pixels = image[0] if len(image) == 1 else image.transpose(1, 2, 0)
+    return to_array(Image.fromarray(pixels), form)
 
 
 Decoded = tuple[int, np.ndarray | str]
 
 
-def _decode_file(folder: Folder, name: str, image_size: int | None, channels: int | None) -> np.ndarray | str:
+def _decode_file(folder: Folder, name: str, form: Form) -> np.ndarray | str:
     try:
-        return decode(folder.read(name), image_size, channels)
+        return decode(folder.read(name), form)
     except BadImage as error:
         return str(error)
 
 
-def _decode_block(table: pa.Table, folder: Folder, image_size: int | None, channels: int | None) -> pa.Table:
+def _decode_block(table: pa.Table, folder: Folder, form: Form) -> pa.Table:
     results: list[np.ndarray | str | PipelineError] = []
     for name in table["name"].to_pylist():
         try:
-            results.append(_decode_file(folder, name, image_size, channels))
+            results.append(_decode_file(folder, name, form))
         except PipelineError as error:  # as a value: raised here it would come back wrapped in Ray's own words
             results.append(error)
     good = [result if isinstance(result, np.ndarray) else None for result in results]
@@ -192,7 +225,7 @@ def _decode_on_ray(config: Config, folder: Folder, names: Sequence[str]) -> Iter
         logging.getLogger("ray.data").setLevel(logging.ERROR)  # its plan and resources at every execution
         rows = [{"index": index, "name": name} for index, name in enumerate(names)]
         blocks = -(-len(rows) // _FILES_PER_TASK)
-        work = partial(_decode_block, folder=folder, image_size=config.data.image_size, channels=config.data.channels)
+        work = partial(_decode_block, folder=folder, form=Form.of(config.data))
         decoded = ray.data.from_items(rows, override_num_blocks=blocks).map_batches(
             work, batch_format="pyarrow", batch_size=None
         )
@@ -219,4 +252,4 @@ def decode_files(config: Config, folder: Folder, names: Sequence[str]) -> Iterat
         yield from progress(_decode_on_ray(config, folder, names), len(names), "decode")
         return
     for index, name in enumerate(progress(names, len(names), "decode")):
-        yield index, _decode_file(folder, name, config.data.image_size, config.data.channels)
+        yield index, _decode_file(folder, name, Form.of(config.data))

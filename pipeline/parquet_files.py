@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 
 from pipeline.collector import Collector
 from pipeline.errors import PipelineError
-from pipeline.image_files import BadImage, decode, fit_one, progress
+from pipeline.image_files import BadImage, Form, decode, fit_one, progress
 from pipeline.readers import RawImages, classes_of, split_of_name
 from pipeline.schema import DataConfig
 from pipeline.storage import Folder
@@ -87,8 +87,8 @@ def _pixels(image: bytes | np.ndarray | None, data: DataConfig) -> np.ndarray:
     if image is None:
         raise BadImage("the row holds no image bytes")
     if isinstance(image, bytes):
-        return decode(image, data.image_size, data.channels)
-    return fit_one(image, data.image_size, data.channels)
+        return decode(image, Form.of(data))
+    return fit_one(image, Form.of(data))
 
 
 def _rows(file: pq.ParquetFile, where: str) -> Iterator[tuple[bytes | np.ndarray | None, Any, str | None]]:

@@ -10,7 +10,7 @@ import numpy as np
 from pipeline.collector import Collector
 from pipeline.config import Config
 from pipeline.errors import PipelineError
-from pipeline.image_files import decode_files, fit
+from pipeline.image_files import Form, decode_files, fit
 from pipeline.schema import DataConfig
 from pipeline.storage import Folder
 
@@ -83,7 +83,7 @@ def load_digits(data: DataConfig) -> RawImages:
     images = np.rint(digits.images * (255 / 16)).astype(np.uint8)[:, None]  # scans hold 0 to 16
     splits = np.full(len(images), "train")
     labels = digits.target.astype(np.int64)
-    return RawImages(fit(images, data.image_size, data.channels), labels, splits, tuple("0123456789"))
+    return RawImages(fit(images, Form.of(data)), labels, splits, tuple("0123456789"))
 
 
 def load_folder(config: Config, folder: Folder, names: list[str]) -> RawImages:
@@ -166,7 +166,7 @@ def load_idx(data: DataConfig, folder: Folder, names: Sequence[str]) -> RawImage
         label_numbers, classes = classes_of(values, class_names)
     except ValueError as error:
         raise PipelineError(f"{folder.url}/classes.txt: {error}") from None
-    pixels = fit(np.concatenate(images), data.image_size, data.channels)
+    pixels = fit(np.concatenate(images), Form.of(data))
     return RawImages(pixels, label_numbers, np.array(splits), classes)
 
 

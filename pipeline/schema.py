@@ -48,6 +48,9 @@ class DataConfig(Section):
     name: str | None = Field(None, description="torchvision class, e.g. MNIST, CIFAR10 (source torchvision)")
     path: str | None = Field(None, description="folder or fsspec URL of the source; for torchvision its cache")
     download: bool = Field(True, description="let torchvision download when the files are missing")
+    crop: Annotated[int, Field(ge=4, le=8192)] | None = Field(
+        None, description="keep the centred square of this many pixels (at most the shorter side) before resizing"
+    )
     image_size: Annotated[int, Field(ge=4, le=1024)] | None = Field(
         None, description="resize the shorter side to this many pixels and centre-crop; null keeps the size"
     )

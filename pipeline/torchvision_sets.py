@@ -11,7 +11,7 @@ from PIL import Image
 
 from pipeline.collector import Collector
 from pipeline.errors import ConfigError, PipelineError
-from pipeline.image_files import progress, to_array
+from pipeline.image_files import Form, progress, to_array
 from pipeline.readers import RawImages, classes_of
 from pipeline.schema import DataConfig
 
@@ -93,7 +93,7 @@ def load_torchvision(data: DataConfig) -> RawImages:
                 raise PipelineError(f"torchvision {data.name} does not hold pairs of one image and its target")
             if isinstance(item[1], (int, np.integer)):
                 values[-1] = int(item[1])
-            collector.add(len(splits) - 1, name, to_array(item[0], data.image_size, data.channels))
+            collector.add(len(splits) - 1, name, to_array(item[0], Form.of(data)))
     images, kept = collector.finish()
     labels = [values[index] for index in kept]
     if class_names is not None and max((label for label in labels if label is not None), default=0) >= len(

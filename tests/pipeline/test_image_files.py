@@ -8,7 +8,7 @@ from PIL import Image
 from pipeline import collector, image_files
 from pipeline.config import parse_config
 from pipeline.errors import PipelineError
-from pipeline.image_files import BadImage, decode, to_array
+from pipeline.image_files import BadImage, Form, decode, to_array
 from pipeline.sources import find_source
 
 
@@ -32,20 +32,20 @@ def test_modes_of_png(mode, colour, expected):
     if mode == "P":
         image.putpalette([0, 0, 0] * 3 + [9, 8, 7])
         expected = [9, 8, 7]
-    pixels = decode(encoded(image), None, None)
+    pixels = decode(encoded(image))
     assert pixels.shape == (len(expected), 4, 6)
     assert pixels.dtype == np.uint8
     assert (pixels == np.array(expected)[:, None, None]).all()
 
 
 def test_cmyk_jpeg_transparent_palette_and_first_frame():
-    assert decode(encoded(Image.new("CMYK", (8, 8)), "JPEG"), None, None).min() == 255
+    assert decode(encoded(Image.new("CMYK", (8, 8)), "JPEG")).min() == 255
     palette = Image.new("P", (4, 4), 0)
     palette.putpalette([1, 2, 3])
-    assert (decode(encoded(palette, transparency=0), None, None) == 255).all()
+    assert (decode(encoded(palette, transparency=0)) == 255).all()
     frames = [Image.new("RGB", (4, 4), colour) for colour in ("red", "blue")]
     animated = encoded(frames[0], save_all=True, append_images=frames[1:])
-    assert decode(animated, None, None)[:, 0, 0].tolist() == [255, 0, 0]
+    assert decode(animated)[:, 0, 0].tolist() == [255, 0, 0]
 
 
 def test_exif_orientation_is_applied():
@@ -54,27 +54,27 @@ def test_exif_orientation_is_applied():
     exif = Image.Exif()
     exif[0x0112] = 6  # stored turned: rotate by 90 degrees clockwise to see it
     stored = Image.fromarray(np.ascontiguousarray(np.rot90(upright)))
-    assert np.array_equal(decode(encoded(stored, exif=exif), None, None)[0], upright)
+    assert np.array_equal(decode(encoded(stored, exif=exif))[0], upright)
 
 
 def test_resize_crops_the_centre_without_blurring_and_antialiases():
     pixels = np.random.default_rng(0).integers(0, 256, (30, 41), dtype=np.uint8)
-    assert np.array_equal(to_array(Image.fromarray(pixels), 30, None)[0], pixels[:, 5:35])
+    assert np.array_equal(to_array(Image.fromarray(pixels), Form(30))[0], pixels[:, 5:35])
     stripes = np.tile(np.array([0, 255], np.uint8), (64, 32))
-    small = to_array(Image.fromarray(stripes), 8, None)
+    small = to_array(Image.fromarray(stripes), Form(8))
     assert 100 < small.min() <= small.max() < 155  # nearest neighbour would give 0 or 255
 
 
 def test_channels_are_converted():
-    assert to_array(Image.new("RGB", (4, 4), (255, 0, 0)), None, 1).tolist()[0][0][0] == 76  # Rec. 601 luma
-    assert to_array(Image.new("L", (4, 4), 9), None, 3)[:, 0, 0].tolist() == [9, 9, 9]
+    assert to_array(Image.new("RGB", (4, 4), (255, 0, 0)), Form(channels=1)).tolist()[0][0][0] == 76  # Rec. 601 luma
+    assert to_array(Image.new("L", (4, 4), 9), Form(channels=3))[:, 0, 0].tolist() == [9, 9, 9]
     assert load("digits", image_size=12, channels=3).images.shape == (1797, 3, 12, 12)
 
 
 def test_decompression_bomb_is_refused(monkeypatch):
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
     with pytest.raises(BadImage, match="decompression bomb"):
-        decode(encoded(Image.new("L", (15, 15))), 8, None)
+        decode(encoded(Image.new("L", (15, 15))), Form(8))
 
 
 def test_folder_with_nested_labels(tmp_path):
