@@ -12,6 +12,7 @@ from torch.nn import functional
 from ldcvae.model import as_float
 from pipeline.dataset import Images, load_split
 from pipeline.errors import ConfigError, PipelineError
+from pipeline.progress import Display
 from pipeline.schema import EvaluateConfig, TrainConfig
 from pipeline.stage import Manifest
 from pipeline.storage import Folder, sha256
@@ -102,7 +103,9 @@ def train_classifier(train: Images, epochs: int, seed: int) -> nn.Sequential:
     steps = len(pixels) // batch
     optimizer = torch.optim.AdamW(network.parameters(), lr=2e-3, weight_decay=1e-2, fused=True)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, epochs * steps)
+    display = Display("classifier")
     for epoch in range(epochs):
+        display.update({"phase": "epochs", "done": epoch / epochs}, f"{epochs} epochs")
         order = torch.randperm(len(pixels), generator=keyed_generator("cpu", seed, "classifier", epoch))
         for index in order[: steps * batch].split(batch):
             images = as_float(pixels[index]).contiguous(memory_format=torch.channels_last)
@@ -111,6 +114,7 @@ def train_classifier(train: Images, epochs: int, seed: int) -> nn.Sequential:
             loss.backward()
             optimizer.step()
             schedule.step()
+    display.close()
     return network.eval()
 
 

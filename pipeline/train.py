@@ -23,6 +23,7 @@ __all__ = ["run"]
 # Keys that change how a run is carried out, not what it computes: a run may be resumed with other values.
 _OPERATIONAL = {"num_workers", "device", "checkpoint_epochs", "checkpoint_steps", "keep_checkpoints", "max_failures"}
 
+_RESERVATION = "train/reservation.json"
 _LOOK_FOR_ROOM_EVERY = 30.0  # seconds; a group that grows starts anew from its last checkpoint
 
 
@@ -86,6 +87,26 @@ def _why(error: Exception) -> str:
     return f"The last failure:\n{error}"
 
 
+def _replace_reservation(trainer: Any, run: Folder) -> None:
+    """Give up what a killed driver of this run had reserved on a cluster that lives on.
+
+    Ray's coordinator would keep it for three minutes, in which the new group of workers waits. Where a later Ray has
+    no such coordinator, nothing happens.
+    """
+    import ray
+
+    own = getattr(getattr(trainer, "train_run_context", None), "run_id", None)
+    if run.exists(_RESERVATION):
+        dead = run.read_json(_RESERVATION)["requester"]
+        try:
+            coordinator = ray.get_actor("AutoscalingCoordinator", namespace="AutoscalingCoordinator")
+            ray.get(coordinator.cancel_request.remote(requester_id=dead), timeout=10)
+        except (ValueError, AttributeError, ray.exceptions.RayError):
+            pass  # a cluster of its own, or an older one that has forgotten
+    if own is not None:
+        run.write_json(_RESERVATION, {"requester": f"train-{own}"})
+
+
 def _fit(config: Config, run: Folder, name: str) -> dict[str, Any]:
     import ray.train
     from ray.train import CheckpointConfig, FailureConfig, LoggingConfig, RunConfig, ScalingConfig
@@ -118,6 +139,8 @@ def _fit(config: Config, run: Folder, name: str) -> dict[str, Any]:
                 logging_config=LoggingConfig(log_level="ERROR"),  # type: ignore[call-arg]
             ),
         )
+        if isinstance(workers, list):
+            _replace_reservation(trainer, run)
         try:
             return trainer.fit().return_value or {}  # type: ignore[attr-defined]
         except ray.train.TrainingFailedError as error:
@@ -151,6 +174,7 @@ def run(config: Config, force: bool = False) -> Manifest:
             folder.remove(f"train/{name}")
         with connect(config):
             outcome = _fit(config, folder, name)
+        folder.remove(_RESERVATION)
         if "failure" in outcome:
             raise PipelineError(outcome["failure"])
         history = read_history(folder)

@@ -62,7 +62,9 @@ def test_celeba_files_are_cropped_to_the_face_and_resized(tmp_path, monkeypatch)
         image = Image.new("RGB", (178, 218), (200, 0, 0))
         image.paste(inner, (19, 39))  # the centred square of 140 pixels
         image.save(folder / "img_align_celeba" / name, quality=95)
-    (folder / "list_eval_partition.txt").write_text("".join(f"{name} {number // 2}\n" for number, name in enumerate(names)))
+    (folder / "list_eval_partition.txt").write_text(
+        "".join(f"{name} {number // 2}\n" for number, name in enumerate(names))
+    )
     (folder / "identity_CelebA.txt").write_text("".join(f"{name} {number}\n" for number, name in enumerate(names)))
     tables = {"list_attr_celeba": "Smiling", "list_bbox_celeba": "x_1", "list_landmarks_align_celeba": "lefteye_x"}
     for table, column in tables.items():
