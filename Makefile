@@ -1,10 +1,10 @@
-# make demo · make test · make lint · make bench · make chaos · make clean; each sets up .venv when it is missing.
+# make demo · make test · make lint · make bench · make chaos · make study · make clean; each sets up .venv when it is missing.
 PYTHON ?= python3
 BIN := .venv/bin
 # One thread per process unless told otherwise: small matrices, few cores.
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: demo test lint bench chaos clean lock
+.PHONY: demo test lint bench chaos study clean lock
 
 .venv/installed: pyproject.toml requirements.lock
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "error: Python 3.11 or later is needed; set PYTHON=python3.11"; exit 1; }
@@ -30,6 +30,10 @@ bench: .venv/installed
 # Kill driver, workers and nodes of a real run twenty times over; about a quarter of an hour. docs/operations.md
 chaos: .venv/installed
 	@$(BIN)/python tests/pipeline/chaos.py
+
+# The study of docs/results.md: hours on two cores, resumable. docs/compare.md
+study: .venv/installed
+	@$(BIN)/python -m pipeline.compare --config configs/fashion_mnist_study.yaml
 
 clean:
 	rm -rf .venv runs build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache

@@ -8,193 +8,33 @@ same command goes on, and a row or seed that is added costs no more than itself.
 
 import asyncio
 import importlib.util
-import statistics
-from collections.abc import Callable
+import shlex
+import sys
 from datetime import UTC, datetime
 from typing import Any
 
 from pipeline import prepare
 from pipeline.cli import main
-from pipeline.cluster import connect, in_job, use_cuda
-from pipeline.compare_autoencoders import AUTOENCODER_LABELS, decoder_passes, train_autoencoder
-from pipeline.compare_cells import Cell, Common, autoencoder_cell, generator_cell
-from pipeline.compare_generators import GENERATOR_LABELS, judge_generator, passes
+from pipeline.cluster import connect
+from pipeline.compare_autoencoders import AUTOENCODER_LABELS, decoder_passes
+from pipeline.compare_cells import Common
+from pipeline.compare_generators import GENERATOR_LABELS, passes
 from pipeline.compare_goals import goals
 from pipeline.compare_page import make_page, markdown_table
+from pipeline.compare_study import SELECTOR, Study
 from pipeline.dataset import load_split, read_dataset_manifest
 from pipeline.errors import ConfigError, PipelineError
 from pipeline.evaluate import image_figures
 from pipeline.extractors import build_extractor
-from pipeline.memory import keep_freed_memory
-from pipeline.progress import Display
 from pipeline.report import machine
 from pipeline.schema import Config
 from pipeline.schema_study import AUTOENCODERS, GENERATORS
 from pipeline.stage import Manifest, run_stage, say
 from pipeline.storage import Folder
 from pipeline.training_images import some_images, training_images
-from pipeline.trial import failure_reason
 from pipeline.weights import build_model
 
 __all__ = ["run"]
-
-_SELECTOR = "gmm"  # whose validation FD chooses among an autoencoder's candidates
-
-
-def _compute(work: Callable[..., dict[str, Any]], job: dict[str, Any], cell: Cell, common: Common) -> dict[str, Any]:
-    """One cell in a process of Ray's; a failure that would come again is a result too."""
-    import torch
-
-    keep_freed_memory()
-    torch.set_num_threads(job["threads"])
-    try:
-        return work(job, cell, common)
-    except PipelineError:
-        raise
-    except Exception as error:
-        return {"cell": cell.job, "failure": failure_reason(error)}
-
-
-class _Study:
-    """Computes what is missing, in parallel, and remembers every record.
-
-    Args:
-        config: the run's configuration.
-        folder: the run's.
-        data: digest of the data set.
-        common: what all cells share.
-    """
-
-    def __init__(self, config: Config, folder: Folder, data: str, common: Common):
-        import ray
-
-        self.config, self.folder, self.data = config, folder, data
-        self.features = common.extractor.sha256
-        cuda, settings = use_cuda(config.train.device), config.compare
-        gpus = settings.gpus_per_cell if settings.gpus_per_cell is not None else float(cuda)
-        have = ray.cluster_resources()
-        if config.ray.address is None and not in_job():
-            for what, wanted, key in (
-                ("CPU", settings.cpus_per_cell, "compare.cpus_per_cell"),
-                ("GPU", gpus, "compare.gpus_per_cell"),
-            ):
-                if wanted > have.get(what, 0):
-                    raise ConfigError(f"{key}: {wanted:g} {what}s for a cell, Ray has {have.get(what, 0):g}")
-        self.task: Any = ray.remote(_compute).options(num_cpus=settings.cpus_per_cell, num_gpus=gpus)
-        self.common = ray.put(common)
-        self.job = {
-            "config": config.model_dump(mode="json"),
-            "run": folder.url,
-            "threads": settings.cpus_per_cell,
-        }
-        self.display = Display("compare")
-        self.total, self.done, self.kept = self._count(), 0, 0
-
-    def _count(self) -> int:
-        settings = self.config.compare
-        count = 0
-        for name, candidates in settings.autoencoders.items():
-            count += (2 * len(candidates) if len(candidates) > 1 else 1) + settings.seeds - 1
-            for generator in settings.generators_of(name):
-                count += max(1, len(settings.generators[generator])) + settings.seeds - 1
-        return count
-
-    async def compute(self, work: Callable[..., dict[str, Any]], cell: Cell) -> dict[str, Any]:
-        """The cell's record, from storage or anew."""
-        import ray
-
-        if self.folder.exists(cell.record):
-            record = self.folder.read_json(cell.record)
-            self.kept += 1
-        else:
-            try:
-                record = await self.task.remote(work, self.job, cell, self.common)
-            except (ray.exceptions.WorkerCrashedError, ray.exceptions.OutOfMemoryError) as error:
-                record = {"cell": cell.job, "failure": failure_reason(error)}
-        self.done += 1
-        figure = record.get("failure") or f"FD {record['figures']['fd']:.4g}"
-        setting = "" if cell.job["setting"] is None else f" {cell.job['setting']:g}"
-        note = f"{cell.job['name']}{setting}, seed {cell.job['seed']}: {figure}, {self.done} of {self.total} cells"
-        self.display.update({"phase": "cells", "done": min(1.0, self.done / self.total)}, note)
-        return record
-
-    def autoencoder(self, name: str, setting: float | None, seed: int) -> Cell:
-        """The cell of an autoencoder; `seed` counts from 0."""
-        return autoencoder_cell(self.config, self.data, self.features, name, setting, self.config.seed + seed)
-
-    async def choose(self, name: str) -> tuple[float | None, list[dict[str, Any]]]:
-        """The best candidate of an autoencoder, with all candidates' validation FD."""
-        candidates = self.config.compare.autoencoders[name]
-        if len(candidates) < 2:
-            return (candidates[0] if candidates else None), []
-
-        async def judged(setting: float) -> dict[str, Any]:
-            cell = self.autoencoder(name, setting, 0)
-            record = await self.compute(train_autoencoder, cell)
-            if "failure" not in record:
-                record = await self.compute(judge_generator, generator_cell(self.config, cell, _SELECTOR, None))
-            return {"setting": setting, "fd": record.get("selection")}
-
-        return _best(await asyncio.gather(*map(judged, candidates)))
-
-    async def generator(self, name: str, parents: list[Cell]) -> dict[str, Any]:
-        """A generator on the trained autoencoders of all seeds: its candidates on the first, the best on the rest."""
-        candidates = self.config.compare.generators[name]
-        chosen: float | None = candidates[0] if candidates else None
-        table: list[dict[str, Any]] = []
-        if len(candidates) > 1:
-            cells = [generator_cell(self.config, parents[0], name, setting) for setting in candidates]
-            records = await asyncio.gather(*(self.compute(judge_generator, cell) for cell in cells))
-            chosen, table = _best(
-                [{"setting": s, "fd": r.get("selection")} for s, r in zip(candidates, records, strict=True)]
-            )
-            if chosen is None:
-                return {"failure": records[0]["failure"]}
-        cells = [generator_cell(self.config, parent, name, chosen) for parent in parents]
-        records = await asyncio.gather(*(self.compute(judge_generator, cell) for cell in cells))
-        self.done -= 1 if len(candidates) > 1 else 0  # the chosen one was counted among the candidates
-        if failed := [record["failure"] for record in records if "failure" in record]:
-            return {"failure": failed[0]}
-        return {"setting": chosen, "candidates": table, "grid": f"{cells[0].folder}/grid.png"} | _over_seeds(records)
-
-    async def rows(self, name: str) -> dict[str, Any]:
-        """Everything about one autoencoder."""
-        setting, table = await self.choose(name)
-        if setting is None and table:
-            return {"failure": "no candidate could be trained"}
-        cells = [self.autoencoder(name, setting, seed) for seed in range(self.config.compare.seeds)]
-        records = await asyncio.gather(*(self.compute(train_autoencoder, cell) for cell in cells))
-        self.done -= 1 if table else 0
-        if failed := [record["failure"] for record in records if "failure" in record]:
-            return {"failure": failed[0]}
-        names = self.config.compare.generators_of(name)
-        found = await asyncio.gather(*(self.generator(generator, cells) for generator in names))
-        own = {"setting": setting, "candidates": table} | _over_seeds(records)
-        return {"autoencoder": own, "generators": dict(zip(names, found, strict=True))}
-
-    async def all(self) -> dict[str, dict[str, Any]]:
-        """Everything, by autoencoder."""
-        names = list(self.config.compare.autoencoders)
-        return dict(zip(names, await asyncio.gather(*map(self.rows, names)), strict=True))
-
-
-def _best(candidates: list[dict[str, Any]]) -> tuple[float | None, list[dict[str, Any]]]:
-    whole = [candidate for candidate in candidates if candidate["fd"] is not None]
-    best = min(whole, key=lambda candidate: candidate["fd"], default=None)
-    return (best["setting"] if best is not None else None), candidates
-
-
-def _over_seeds(records: list[dict[str, Any]]) -> dict[str, Any]:
-    values = {name: [record["figures"][name] for record in records] for name in records[0]["figures"]}
-    whole = {name: None not in series for name, series in values.items()}
-    return {
-        "figures": {name: statistics.fmean(series) if whole[name] else None for name, series in values.items()},
-        "spread": {
-            name: statistics.stdev(series) if whole[name] and len(series) > 1 else (0.0 if whole[name] else None)
-            for name, series in values.items()
-        },
-        "values": values,
-    }
 
 
 def _results(config: Config, folder: Folder, common: Common, found: dict[str, dict[str, Any]]) -> dict[str, Any]:
@@ -246,7 +86,7 @@ def _results(config: Config, folder: Folder, common: Common, found: dict[str, di
         "machine": machine(),
         "threads": config.compare.cpus_per_cell,
         "date": datetime.now(UTC).date().isoformat(),
-        "command": f"python -m pipeline.compare  # config.yaml of {config.name}",
+        "command": _command(),
         "autoencoders": autoencoders,
         "rows": rows,
         "goals": goals(rows),
@@ -254,12 +94,18 @@ def _results(config: Config, folder: Folder, common: Common, found: dict[str, di
     }
 
 
+def _command() -> str:
+    """How this was called, for the record; from Python, what would do the same."""
+    called = sys.argv[1:] if sys.argv[0].endswith("compare.py") else ["--config", "config.yaml"]
+    return shlex.join(["python", "-m", "pipeline.compare", *called])
+
+
 def _check(config: Config) -> None:
     mistakes = []
     if "maf" in config.compare.generators and importlib.util.find_spec("zuko") is None:
         mistakes.append("compare.generators.maf: needs zuko: pip install 'ldcvae[compare]'")
-    if any(len(c) > 1 for c in config.compare.autoencoders.values()) and _SELECTOR not in config.compare.generators:
-        mistakes.append(f"compare.generators: {_SELECTOR} is missing, by which candidates of autoencoders are chosen")
+    if any(len(c) > 1 for c in config.compare.autoencoders.values()) and SELECTOR not in config.compare.generators:
+        mistakes.append(f"compare.generators: {SELECTOR} is missing, by which candidates of autoencoders are chosen")
     if any(name.startswith("ldc_svgd") for name in config.compare.autoencoders) and config.train.particles < 2:
         mistakes.append("train.particles: ldc_svgd needs at least 2, got 1")
     if mistakes:
@@ -294,10 +140,10 @@ def run(config: Config, force: bool = False) -> Manifest:
         splits = (extractor(load_split(folder, split).pixels) for split in ("validation", "test"))
         common = Common((shape[0], shape[1], shape[2]), extractor, *splits)
         with connect(config):
-            study = _Study(config, folder, data.digest, common)
+            study = Study(config, folder, data.digest, common)
             found = asyncio.run(study.all())
             study.display.close()
-        say(f"compare: {study.done} cells, {study.kept} of them kept from before")
+        say(f"compare: {len(study.records)} cells, {study.kept} of them kept from before")
         results = _results(config, folder, common, found)
         if not results["rows"]:
             reasons = {failure["reason"] for failure in results["failures"]}
