@@ -60,11 +60,16 @@ def _results(config: Config, folder: Folder, common: Common, found: dict[str, di
                 label = "VampPrior mixture" if name == "vampprior" else "prior N(0, I)"
             about = {"autoencoder": name, "generator": generator, "label": label, "knob": GENERATORS[generator]}
             rows.append(about | {"bound": generator == "encoder", "passes": passes(generator, config)} | row)
+            if generator in ("prior", "encoder"):  # nothing is fitted: what the clock says is noise
+                for part in ("figures", "spread"):
+                    row[part]["seconds"] = None
     train = training_images(folder, config.train.memory_mb)
     others = common.extractor(some_images(train, evaluate.num_images, config.seed, "floor"))
     return {
         "schema": 1,
+        "name": config.name,
         "split": "test",
+        "selection_images": config.compare.selection_images,
         "num_images": evaluate.num_images,
         "num_reference": len(common.test),
         "neighbours": evaluate.neighbours,
@@ -89,7 +94,7 @@ def _results(config: Config, folder: Folder, common: Common, found: dict[str, di
         "command": _command(),
         "autoencoders": autoencoders,
         "rows": rows,
-        "goals": goals(rows),
+        "goals": goals(rows, AUTOENCODER_LABELS),
         "failures": failures,
     }
 
@@ -155,7 +160,7 @@ def run(config: Config, force: bool = False) -> Manifest:
 
 def _write(folder: Folder, results: dict[str, Any]) -> tuple[list[str], dict[str, Any]]:
     table = markdown_table(results)
-    grids = {row["grid"]: folder.read(row["grid"]) for row in results["rows"]}
+    grids = {row["grid"]: folder.read(row["grid"]) for row in results["rows"] if folder.exists(row["grid"])}
     files = make_page(results, grids) | {"compare/results.md": table.encode()}
     for name, content in files.items():
         folder.write(name, content)

@@ -27,7 +27,9 @@ def _best(rows: Sequence[Row], figure: str, sign: float) -> Row | None:
     return max(rows, key=lambda row: sign * row["figures"][figure], default=None)
 
 
-def _better(claim: str, ours: Row | None, others: Sequence[Row], figure: str, sign: float) -> list[dict[str, Any]]:
+def _better(
+    claim: str, ours: Row | None, others: Sequence[Row], figure: str, sign: float, names: Mapping[str, str]
+) -> list[dict[str, Any]]:
     """A claim that one row is better than all others by more than the spread; none if there is nothing to compare."""
     rival = _best(others, figure, sign)
     if ours is None or rival is None:
@@ -40,7 +42,7 @@ def _better(claim: str, ours: Row | None, others: Sequence[Row], figure: str, si
     return [{"claim": claim, "met": gap > spread and len(ours["values"][figure]) > 1, "detail": detail}]
 
 
-def goals(rows: Sequence[Row]) -> list[dict[str, Any]]:
+def goals(rows: Sequence[Row], names: Mapping[str, str]) -> list[dict[str, Any]]:
     """The claims that these rows can decide.
 
     A difference counts when it is more than the two standard deviations over seeds, taken together; with one seed
@@ -48,6 +50,7 @@ def goals(rows: Sequence[Row]) -> list[dict[str, Any]]:
 
     Args:
         rows: as in `compare/results.json`.
+        names: autoencoder -> what to call it.
 
     Returns:
         `claim`, `met`, `detail` of each.
@@ -57,7 +60,7 @@ def goals(rows: Sequence[Row]) -> list[dict[str, Any]]:
         ...     return {"autoencoder": "ldc_svgd", "generator": generator, "label": generator, "bound": False,
         ...             "figures": {"fd": fd, "coverage": 0.5, "mmd2": 1e-4, "latents_per_s": 1.0},
         ...             "spread": {"fd": 0.1, "coverage": 0.0}, "values": {"fd": [fd] * 3, "coverage": [0.5] * 3}}
-        >>> [goal["met"] for goal in goals([row("drift", 10.0), row("gmm", 12.0)])][:1]
+        >>> [goal["met"] for goal in goals([row("drift", 10.0), row("gmm", 12.0)], {"ldc_svgd": "LDC-VAE"})][:1]
         [True]
     """
     found: list[dict[str, Any]] = []
@@ -68,10 +71,10 @@ def goals(rows: Sequence[Row]) -> list[dict[str, Any]]:
         others = [row for row in own if row["generator"] not in _SAMPLER_NETS]
         where = "with the SVGD encoder" if name == "ldc_svgd" else "with the ELBO encoder"
         found += _better(
-            f"{where}, the sampler net has a lower FD than every other generator", ours, others, "fd", -1.0
+            f"{where}, the sampler net has a lower FD than every other generator", ours, others, "fd", -1.0, names
         )
         found += _better(
-            f"{where}, the sampler net covers more than every other generator", ours, others, "coverage", 1.0
+            f"{where}, the sampler net covers more than every other generator", ours, others, "coverage", 1.0, names
         )
         found += _speed(where, ours, [row for row in own if row["generator"] in _CHAINS])
     end = [row for row in free if row["autoencoder"] in _LDC and row["generator"] in _SAMPLER_NETS]
@@ -82,6 +85,7 @@ def goals(rows: Sequence[Row]) -> list[dict[str, Any]]:
         pairs,
         "fd",
         -1.0,
+        names,
     )
     return found
 

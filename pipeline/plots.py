@@ -12,9 +12,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator, StrMethodFormatter
 from PIL import Image
 
 __all__ = [
@@ -25,6 +26,7 @@ __all__ = [
     "curve",
     "dots",
     "image_grid",
+    "log_ticks",
     "new_axes",
     "new_figure",
     "plane",
@@ -173,6 +175,20 @@ def new_figure(width: float, height: float, theme: Theme, *position: int) -> tup
     return figure, new_axes(figure, theme, *position)
 
 
+def log_ticks(axis: Axis) -> None:
+    """Ticks 1, 2, 3, 5, 10, … as plain numbers, for an axis that is already logarithmic and spans few decades.
+
+    Example:
+        >>> figure, axes = new_figure(4.0, 2.0, LIGHT)
+        >>> axes.set(xscale="log", xlim=(9, 60)) and log_ticks(axes.xaxis)
+        >>> [tick for tick in axes.get_xticks() if 9 < tick < 60]
+        [np.float64(10.0), np.float64(20.0), np.float64(30.0), np.float64(50.0)]
+    """
+    axis.set_major_locator(LogLocator(subs=(1, 2, 3, 5)))
+    axis.set_major_formatter(StrMethodFormatter("{x:g}"))
+    axis.set_minor_locator(NullLocator())
+
+
 def png_bytes(figure: Figure) -> bytes:
     """The figure as a PNG file, the same bytes for the same figure."""
     buffer = io.BytesIO()
@@ -264,6 +280,7 @@ def dots(
     highlight: str | None,
     bound: float | None,
     label: str,
+    log: bool = False,
     theme: Theme = LIGHT,
 ) -> bytes:
     """One row per generator: every draw as a dot, their mean as a tick; a dashed line at the bound.
@@ -273,6 +290,7 @@ def dots(
         highlight: name to draw in the sampler's colour.
         bound: where the dashed line stands; None for no line.
         label: of the axis.
+        log: whether the axis is logarithmic; values must be positive.
         theme: colours.
 
     Example:
@@ -286,6 +304,9 @@ def dots(
         colour = theme.sampler if name == highlight else theme.encoder
         axes.plot(draws, [row] * len(draws), "o", color=colour, alpha=0.65, markersize=6, markeredgewidth=0)
         axes.plot(np.mean(draws), row, "|", color=colour, markersize=15, markeredgewidth=2)
+    if log:
+        axes.set_xscale("log")
+        log_ticks(axes.xaxis)
     axes.set_yticks(range(len(values)), list(values))
     axes.set_ylim(len(values) - 0.4, -0.6)
     axes.set_xlabel(label, fontsize=9, color=theme.muted)

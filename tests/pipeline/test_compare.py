@@ -117,7 +117,7 @@ def test_goals_count_differences_beyond_the_spread_only() -> None:
         row("ldc_svgd", "drift", 10.0, coverage=0.52, rate=900.0),
         row("ldc_svgd", "encoder", 9.0),
     ]
-    found = {goal["claim"]: goal["met"] for goal in goals(rows)}
+    found = {goal["claim"]: goal["met"] for goal in goals(rows, AUTOENCODER_LABELS)}
     assert list(found.values()) == [
         False,
         True,
@@ -125,11 +125,11 @@ def test_goals_count_differences_beyond_the_spread_only() -> None:
         True,
     ]  # FD too near to Langevin's; coverage; 90 times; end to end
     rows[3]["figures"] |= {"fd": 9.5, "latents_per_s": 1000.0}
-    assert all(goal["met"] for goal in goals(rows))
+    assert all(goal["met"] for goal in goals(rows, AUTOENCODER_LABELS))
     once = copy.deepcopy(rows)
     once[3]["values"] = {"fd": [9.5], "coverage": [0.52]}
-    assert not goals(once)[0]["met"]
-    assert goals([row("vae", "gmm", 1.0)]) == []
+    assert not goals(once, AUTOENCODER_LABELS)[0]["met"]
+    assert goals([row("vae", "gmm", 1.0)], AUTOENCODER_LABELS) == []
 
 
 @pytest.mark.slow
