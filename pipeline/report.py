@@ -293,8 +293,9 @@ def run(config: Config, force: bool = False) -> Manifest:
     """
     folder = run_folder(config)
     manifests = {stage: read_manifest(folder, stage, f"pipeline.{module}") for stage, module in STAGES.items()}
-    if folder.exists("tune/manifest.json"):  # not every run is searched
-        manifests["tune"] = read_manifest(folder, "tune", "pipeline.tune")
+    for stage in ("tune", "compare"):  # not every run is searched or compared
+        if folder.exists(f"{stage}/manifest.json"):
+            manifests[stage] = read_manifest(folder, stage, f"pipeline.{stage}")
     # The page shows the whole configuration, so all of it counts.
     depends_on = {"config": config.model_dump(mode="json")} | {key: m.digest for key, m in manifests.items()}
     manifest = run_stage(config, "report", depends_on, lambda to, _: _make(config, to, manifests), force)

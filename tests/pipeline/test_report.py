@@ -118,6 +118,15 @@ def page_of(config):
     return run_folder(config).read("report/index.html").decode()
 
 
+def test_a_comparison_is_told_with_its_goals(finished):
+    config = finished()
+    goal = {"claim": "the <b>net</b> is better", "met": False, "detail": "10 against 9"}
+    run_stage(config, "compare", {}, lambda run, _: ([], {"goals": [goal]}))
+    page = page_of(config)
+    assert "Not met:</strong> the &lt;b&gt;net&lt;/b&gt; is better: 10 against 9" in page
+    assert 'href="../compare/index.html"' in page
+
+
 # Numbers
 
 
