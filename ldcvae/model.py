@@ -214,7 +214,9 @@ class LDCVAE(
         where = generator.device if generator is not None else self.device
         component = torch.multinomial(self.base_weights.to(where), n, replacement=True, generator=generator)
         component = component.to(self.device)
-        # All k images of each draw, of which one is kept: (k, n, d) instead of a gathered (n, d, d).
+        if self.config.base_components > self.config.latent_dim:
+            return self.base_means[component] + (self.base_scales[component] @ noise[:, :, None])[:, :, 0]
+        # All k images of each draw, of which one is kept: for few components less than a gathered (n, d, d).
         every = self.base_means[:, None] + noise @ self.base_scales.mT
         return every[component, torch.arange(n, device=self.device)]
 

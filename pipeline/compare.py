@@ -148,6 +148,8 @@ def run(config: Config, force: bool = False) -> Manifest:
             study = Study(config, folder, data.digest, common)
             found = asyncio.run(study.all())
             study.display.close()
+        # Of a cell whose process was lost between its record and its last checkpoint's end.
+        folder.remove("compare/checkpoints")
         say(f"compare: {len(study.records)} cells, {study.kept} of them kept from before")
         results = _results(config, folder, common, found)
         if not results["rows"]:

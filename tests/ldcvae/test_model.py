@@ -96,10 +96,12 @@ def test_an_untrained_sampler_draws_the_gaussian_fit():
     torch.testing.assert_close(torch.cov(z.T), encodings.covariance(), atol=0.0, rtol=0.1)
 
 
-def test_base_mixture_has_the_mixtures_moments():
-    model = small(base_components=2)
-    weights, means = torch.tensor([0.25, 0.75]), torch.tensor([[4.0, 0, 0], [0, -4.0, 0]])
-    covariances = torch.stack([torch.eye(3), torch.diag(torch.tensor([0.1, 1.0, 2.0]))])
+@pytest.mark.parametrize("copies", [1, 3])  # fewer and more components than dimensions go different ways
+def test_base_mixture_has_the_mixtures_moments(copies):
+    model = small(base_components=2 * copies)
+    weights = torch.tensor([0.25, 0.75]).repeat(copies) / copies
+    means = torch.tensor([[4.0, 0, 0], [0, -4.0, 0]]).repeat(copies, 1)
+    covariances = torch.stack([torch.eye(3), torch.diag(torch.tensor([0.1, 1.0, 2.0]))]).repeat(copies, 1, 1)
     model.set_base(weights, means, covariances)
     u = model.draw_base(100_000, generator())
     mean = weights @ means
