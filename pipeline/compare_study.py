@@ -62,7 +62,9 @@ class Study:
             ):
                 if wanted > have.get(what, 0):
                     raise ConfigError(f"{key}: {wanted:g} {what}s for a cell, Ray has {have.get(what, 0):g}")
-        self.task: Any = ray.remote(_compute).options(num_cpus=settings.cpus_per_cell, num_gpus=gpus)
+        # A process for each cell: what the one before has left would count as this one's peak memory.
+        own = ray.remote(max_calls=1)(_compute)
+        self.task: Any = own.options(num_cpus=settings.cpus_per_cell, num_gpus=gpus)
         self.common = ray.put(common)
         self.job = {
             "config": config.model_dump(mode="json"),
