@@ -13,7 +13,8 @@ _LDC = ("ldc_svgd", "ldc_elbo")
 
 def _text(row: Row, figure: str) -> str:
     digits = ".2f" if figure == "fd" else ".3f"
-    return f"{row['figures'][figure]:{digits}} ± {row['spread'][figure]:{digits}}"
+    spread = f" ± {row['spread'][figure]:{digits}}" if len(row["values"][figure]) > 1 else ""
+    return f"{row['figures'][figure]:{digits}}{spread}"
 
 
 def _gap(better: Row, worse: Row, figure: str, sign: float) -> tuple[float, float]:
@@ -46,7 +47,8 @@ def goals(rows: Sequence[Row], names: Mapping[str, str]) -> list[dict[str, Any]]
     """The claims that these rows can decide.
 
     A difference counts when it is more than the two standard deviations over seeds, taken together; with one seed
-    nothing counts. The sampler net is the direction with the lowest FD on each autoencoder.
+    nothing counts. The sampler net is the direction with the lowest latent MMD² on each autoencoder: that is what it
+    is trained for, and outliers do not fool it as they do FD.
 
     Args:
         rows: as in `compare/results.json`.
@@ -65,9 +67,10 @@ def goals(rows: Sequence[Row], names: Mapping[str, str]) -> list[dict[str, Any]]
     """
     found: list[dict[str, Any]] = []
     free = [row for row in rows if not row["bound"]]
+    nets: list[Row] = []
     for name in _LDC:
         own = [row for row in free if row["autoencoder"] == name]
-        ours = _best([row for row in own if row["generator"] in _SAMPLER_NETS], "fd", -1.0)
+        ours = _best([row for row in own if row["generator"] in _SAMPLER_NETS], "mmd2", -1.0)
         others = [row for row in own if row["generator"] not in _SAMPLER_NETS]
         where = "with the SVGD encoder" if name == "ldc_svgd" else "with the ELBO encoder"
         found += _better(
@@ -77,11 +80,11 @@ def goals(rows: Sequence[Row], names: Mapping[str, str]) -> list[dict[str, Any]]
             f"{where}, the sampler net covers more than every other generator", ours, others, "coverage", 1.0, names
         )
         found += _speed(where, ours, [row for row in own if row["generator"] in _CHAINS])
-    end = [row for row in free if row["autoencoder"] in _LDC and row["generator"] in _SAMPLER_NETS]
+        nets += [ours] if ours is not None else []
     pairs = [row for row in free if row["autoencoder"] not in _LDC and row["generator"] not in _SAMPLER_NETS]
     found += _better(
         "LDC-VAE has a lower FD than every pair of another autoencoder and generator",
-        _best(end, "fd", -1.0),
+        _best(nets, "fd", -1.0),
         pairs,
         "fd",
         -1.0,
