@@ -36,10 +36,8 @@ def _better(
     if ours is None or rival is None:
         return []
     gap, spread = _gap(ours, rival, figure, sign)
-    name = f"{rival['label']} on {rival['autoencoder']}"
-    detail = (
-        f"{_text(ours, figure)} ({ours['label']} on {ours['autoencoder']}) against {_text(rival, figure)} ({name})"
-    )
+    found = (f"{_text(row, figure)} ({row['label']} on {names[row['autoencoder']]})" for row in (ours, rival))
+    detail = " against ".join(found) + ("" if len(ours["values"][figure]) > 1 else "; one seed decides nothing")
     return [{"claim": claim, "met": gap > spread and len(ours["values"][figure]) > 1, "detail": detail}]
 
 
