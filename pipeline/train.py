@@ -77,9 +77,8 @@ def _why(error: Exception) -> str:
         >>> _why(RuntimeError("Traceback …\\npipeline.errors.PipelineError: cannot write a.txt: disk full"))
         'The last failure: cannot write a.txt: disk full'
     """
-    failures = getattr(error, "worker_failures", None) or {0: getattr(error, "controller_failure", error)}
-    for failure in failures.values():
-        kind, _, message = str(failure).strip().rpartition("\n")[2].partition(": ")
+    for line in reversed(str(error).splitlines()):
+        kind, _, message = line.partition(": ")
         if kind.startswith("pipeline.errors."):
             return f"The last failure: {message}"
         if kind in ("OSError", "PermissionError"):

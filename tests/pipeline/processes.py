@@ -84,11 +84,11 @@ def kill_worker(process: subprocess.Popen) -> None:
     workers()[0].send_signal(signal.SIGKILL)
 
 
-def kill_driver(process: subprocess.Popen) -> None:
-    """SIGKILL of the driver; what it started has to go away by itself."""
+def kill_driver(process: subprocess.Popen, timeout: float = 30) -> None:
+    """SIGKILL of the driver; what it started has to go away by itself within `timeout` seconds."""
     # Ray's two agents poll for their parent once a minute; whatever computes or writes must go at once.
     orphans = [child for child in descendants(process) if not child.name().endswith("Agent")]
     process.kill()
     process.communicate()
-    _, alive = psutil.wait_procs(orphans, timeout=30)
+    _, alive = psutil.wait_procs(orphans, timeout=timeout)
     assert not alive, f"left behind: {[p.name() for p in alive]}"

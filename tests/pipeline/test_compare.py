@@ -151,7 +151,7 @@ def test_every_pair_is_compared_and_a_kill_costs_only_what_was_running(tmp_path)
         return {str(path): path.stat().st_mtime for path in cells.glob("*/record.json")}
 
     wait_for(lambda: len(records()) >= 12, "twelve finished cells")
-    kill_driver(process)
+    kill_driver(process, timeout=90)  # a cell's process that was just being started looks for its node for a minute
     before = records()
     run("compare", tmp_path, *arguments)
     after = records()

@@ -6,7 +6,7 @@ import subprocess
 import pytest
 from processes import run
 
-TRAIN = ["train.epochs=40", "train.checkpoint_epochs=5", "model.width=64", "train.max_failures=0"]
+TRAIN = ["train.epochs=40", "train.checkpoint_epochs=5", "model.width=256", "train.max_failures=0"]
 
 
 def mount(*arguments: str) -> bool:

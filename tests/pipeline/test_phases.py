@@ -167,7 +167,10 @@ def rank_main(rank: int, port: int, output: str) -> None:
     except NonFiniteLossError as error:
         results["monitor"] = str(error)
     torch.save(results, output)
+    dist.barrier()
     dist.destroy_process_group()
+    # Past the interpreter's shutdown, in which gloo's threads now and then abort a process that has done its work.
+    os._exit(0)
 
 
 @pytest.fixture(scope="module")
