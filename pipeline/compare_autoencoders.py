@@ -23,7 +23,7 @@ from pipeline.weights import build_model
 from pipeline.worker import resolve_auto
 from pipeline.world import World
 
-__all__ = ["AUTOENCODER_LABELS", "decoder_passes", "train_autoencoder"]
+__all__ = ["AUTOENCODER_LABELS", "decoder_passes", "train_autoencoder", "train_settings"]
 
 AUTOENCODER_LABELS = {
     "vae": "VAE",
@@ -47,8 +47,14 @@ def decoder_passes(name: str, config: TrainConfig) -> int:
     return config.particles if name.startswith("ldc_") else 1
 
 
-def _settings(name: str, setting: float | None, config: TrainConfig) -> TrainConfig:
-    """The `train` section of an autoencoder."""
+def train_settings(name: str, setting: float | None, config: TrainConfig) -> TrainConfig:
+    """The `train` section of an autoencoder.
+
+    Example:
+        >>> config = TrainConfig(inverse_temperature=40.0)
+        >>> [train_settings(name, 4.0, config).inverse_temperature for name in ("beta_vae", "ldc_elbo")]
+        [10.0, 160.0]
+    """
     changed: dict[str, Any] = {
         "objective": "svgd" if name == "ldc_svgd" else "elbo",
         "particles": decoder_passes(name, config),
@@ -57,6 +63,9 @@ def _settings(name: str, setting: float | None, config: TrainConfig) -> TrainCon
     if name == "beta_vae":
         assert setting is not None
         changed["inverse_temperature"] = config.inverse_temperature / setting
+    if name.startswith("ldc_"):
+        assert setting is not None
+        changed["inverse_temperature"] = config.inverse_temperature * setting
     return TrainConfig.model_validate(config.model_dump() | changed)
 
 
@@ -124,7 +133,7 @@ def train_autoencoder(job: dict[str, Any], cell: Cell, common: Common) -> dict[s
     torch.manual_seed(seed)  # initial weights; everything later is keyed by step
     model = build_model(config, common.shape).to(device)
     settings = resolve_auto(
-        _settings(name, setting, config.train), device, choose_network(config.model.network, common.shape)
+        train_settings(name, setting, config.train), device, choose_network(config.model.network, common.shape)
     )
     objective = _objective(name, setting, config, cell.job, train)
     if objective is not None:

@@ -79,8 +79,8 @@ AUTOENCODERS: dict[str, str | None] = {
     "wae_mmd": "weight of the MMD penalty",
     "rae_l2": "weight of the latents' squared norm",
     "vampprior": "pseudo-inputs",
-    "ldc_elbo": None,
-    "ldc_svgd": None,
+    "ldc_elbo": "factor of lambda, train.inverse_temperature",
+    "ldc_svgd": "factor of lambda, train.inverse_temperature",
 }
 GENERATORS: dict[str, str | None] = {
     "prior": None,
@@ -132,8 +132,8 @@ class CompareConfig(Section):
             "wae_mmd": [1.0, 10.0, 100.0],
             "rae_l2": [0.01, 0.1, 1.0],
             "vampprior": [50.0, 100.0],
-            "ldc_elbo": [],
-            "ldc_svgd": [],
+            "ldc_elbo": [0.25, 1.0, 4.0],
+            "ldc_svgd": [0.25, 1.0, 4.0],
         },
         description="autoencoders compared, each with the candidates of its knob; chosen by FD of GMM samples to "
         "validation images. ldc_elbo and ldc_svgd are LDC-VAE's with train.particles latents per image, the others "

@@ -138,7 +138,7 @@ def test_goals_count_differences_beyond_the_spread_only() -> None:
 
 @pytest.mark.slow
 def test_every_pair_is_compared_and_a_kill_costs_only_what_was_running(tmp_path) -> None:
-    few = {"vae": [], "vampprior": [8.0, 16.0], "rae_l2": [0.1], "ldc_svgd": []}
+    few = {"vae": [], "vampprior": [8.0, 16.0], "rae_l2": [0.1], "ldc_svgd": [1.0]}
     arguments = [
         *SMALL,
         f"compare.autoencoders={json.dumps(few)}",
