@@ -63,8 +63,8 @@ class SamplerPhase(Phase):
         return keyed_generator(self.encodings.mean.device, self.seed, purpose, step)
 
     def _fit_base(self, dim: int) -> None:
-        # Enough draws for every component's covariance.
-        count = max(10_000, 20 * dim, 200 * self.config.base_components)
+        # Enough draws for every component's covariance: with fewer the mixture fits those draws, not their law.
+        count = max(10_000, 20 * dim, 500 * self.config.base_components)
         draws = self.encodings.draw(count, self._generator("base"), self.config.posterior_noise)
         mixture = GaussianMixture.fit(self.model.whitening.whiten(draws), self.config.base_components, seed=self.seed)
         self.model.set_base(mixture.weights, mixture.means, mixture.covariances)
