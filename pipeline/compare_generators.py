@@ -30,7 +30,7 @@ from pipeline.generators import (
 )
 from pipeline.memory import peak_mb, reset_peak
 from pipeline.phase_sampler import SamplerPhase
-from pipeline.plots import image_grid
+from pipeline.pictures import image_grid
 from pipeline.schema import Config
 from pipeline.storage import Folder
 from pipeline.world import World, keyed_generator

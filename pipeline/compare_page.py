@@ -14,7 +14,8 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import NullLocator
 
 from pipeline.compare_generators import SAMPLER_NETS
-from pipeline.plots import DARK, LIGHT, Picture, Theme, dots, log_ticks, new_axes, new_figure, png_bytes
+from pipeline.pictures import DARK, LIGHT, Picture, Theme, log_ticks, new_axes, new_figure, png_bytes
+from pipeline.plots import dots
 from pipeline.report import Cell, render
 
 __all__ = ["make_page", "markdown_table", "speed"]

@@ -25,7 +25,8 @@ from pipeline.cli import main
 from pipeline.config import Config, dump_yaml
 from pipeline.dataset import decode_shard, load_split
 from pipeline.history import read_history
-from pipeline.plots import Picture, dots, image_grid, plane, training_curves
+from pipeline.pictures import Picture, image_grid
+from pipeline.plots import dots, plane, training_curves
 from pipeline.stage import Manifest, read_manifest, run_folder, run_stage, say
 from pipeline.storage import Folder
 from pipeline.tune_plots import stored_pictures

@@ -17,7 +17,7 @@ from ldcvae.model import LDCVAE
 from pipeline.cli import main
 from pipeline.cluster import connect, parallel_map
 from pipeline.dataset import encode_shard
-from pipeline.plots import image_grid
+from pipeline.pictures import image_grid
 from pipeline.schema import Config
 from pipeline.stage import Manifest, read_manifest, run_folder, run_stage
 from pipeline.storage import Folder

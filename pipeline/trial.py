@@ -27,7 +27,7 @@ from pipeline.monitor import NonFiniteLossError
 from pipeline.phase import Phase
 from pipeline.phase_autoencoder import AutoencoderPhase
 from pipeline.phase_sampler import SamplerPhase
-from pipeline.plots import image_grid
+from pipeline.pictures import image_grid
 from pipeline.row_groups import StoredSplit
 from pipeline.schema import Config
 from pipeline.storage import Folder

@@ -20,7 +20,7 @@ from pipeline.config import override
 from pipeline.dataset import load_split, read_dataset_manifest
 from pipeline.errors import ConfigError
 from pipeline.extractors import build_extractor
-from pipeline.plots import Picture
+from pipeline.pictures import Picture
 from pipeline.schema import Config
 from pipeline.space import SearchSpace, build_space
 from pipeline.stage import Manifest, run_folder, run_stage, say

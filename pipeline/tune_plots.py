@@ -11,7 +11,7 @@ from optuna.importance import FanovaImportanceEvaluator, get_param_importances
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
-from pipeline.plots import LIGHT, Picture, Theme, new_figure, png_bytes
+from pipeline.pictures import LIGHT, Picture, Theme, new_figure, png_bytes
 from pipeline.stage import Manifest
 from pipeline.storage import Folder
 

@@ -20,7 +20,7 @@ from pipeline.config import parse_config
 from pipeline.dataset import encode_shard, write_split
 from pipeline.errors import PipelineError
 from pipeline.history import HISTORY_FILES, write_history
-from pipeline.plots import image_grid
+from pipeline.pictures import image_grid
 from pipeline.stage import run_folder, run_stage
 from pipeline.weights import MODEL_FILES, write_model
 
