@@ -1,13 +1,14 @@
 """Memory of this process: what the C library does with what tensors have freed, and the peak."""
 
 import ctypes
+import mmap
 import re
 import sys
 from pathlib import Path
 
 import torch
 
-__all__ = ["keep_freed_memory", "peak_mb", "reset_peak"]
+__all__ = ["give_back_excess", "keep_freed_memory", "peak_mb", "reset_peak"]
 
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # glibc's malloc.h
 
@@ -29,14 +30,47 @@ def keep_freed_memory() -> bool:
     return mallopt is not None and all([mallopt(_MMAP_THRESHOLD, 1 << 30), mallopt(_TRIM_THRESHOLD, (1 << 31) - 1)])
 
 
+def _trim() -> None:
+    """Give all freed pages back to the kernel, where the C library can."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform.startswith("linux") else None
+    if trim is not None:
+        trim(0)
+
+
+def _resident_mb() -> float:
+    statm = Path("/proc/self/statm")
+    return int(statm.read_text().split()[1]) * mmap.PAGESIZE / 1e6 if statm.exists() else 0.0
+
+
+_level: float | None = None  # what was resident after the last trim
+
+
+def give_back_excess(limit_mb: float = 1024.0) -> bool:
+    """Give freed memory back once this process has grown by `limit_mb` since the last time; whether it did.
+
+    glibc before 2.38 does not find freed aligned blocks again (its bug 14581), and all of torch's are aligned: the
+    heap of a training on CPUs grows by megabytes a step, although nothing is held.
+
+    Example:
+        >>> give_back_excess(limit_mb=1e9)
+        False
+    """
+    global _level
+    resident = _resident_mb()
+    if _level is not None and resident > _level + limit_mb:
+        _trim()
+        _level = _resident_mb()
+        return True
+    _level = resident if _level is None else min(_level, resident)
+    return False
+
+
 def reset_peak() -> None:
     """Start measuring anew: give freed memory back and forget the peak (Linux, where the kernel lets us)."""
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
+    _trim()
     if sys.platform.startswith("linux"):
-        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
-        if trim is not None:
-            trim(0)
         try:
             Path("/proc/self/clear_refs").write_text("5")
         except OSError:  # some containers refuse: the peak is then the process's own

@@ -13,9 +13,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from pipeline.memory import give_back_excess
 from pipeline.monitor import LossMonitor
 
 __all__ = ["Cast", "Phase", "Progress"]
+
+_TRIM_STEPS = 16  # steps between looks at the heap
 
 Progress = Callable[[dict[str, Any]], None]
 
@@ -58,6 +61,8 @@ class Phase:
         self.optimizer.zero_grad(set_to_none=True)
         self.schedule.step()
         self.step += 1
+        if self.step % _TRIM_STEPS == 0:
+            give_back_excess()
         if self.average is not None:
             # Warm-up: a short run must not keep a share of its initial weights.
             decay = min(self.ema, (1.0 + self.step) / (10.0 + self.step))
