@@ -11,7 +11,8 @@ Example:
 
 from ldcvae.latents import Encodings, Posterior, Whitening
 from ldcvae.model import LDCVAE, LDCVAEConfig
-from ldcvae.svgd import drift, score_difference, stein_direction, svgd
+from ldcvae.svgd import stein_direction, svgd
+from ldcvae.two_sample import drift, score_difference
 
 __all__ = [
     "LDCVAE",

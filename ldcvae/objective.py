@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 from ldcvae.latents import Posterior
 from ldcvae.model import gaussian_kl, reconstruction_loss, split_posterior
-from ldcvae.svgd import amortised_loss, drift, particle_direction, score_difference, stein_direction
+from ldcvae.svgd import amortised_loss, particle_direction, stein_direction
+from ldcvae.two_sample import drift, score_difference
 
 __all__ = ["elbo_step", "sampler_direction", "svgd_step"]
 
@@ -146,7 +147,7 @@ def sampler_direction(
     """The direction that phase 2 follows, by name.
 
     Args:
-        direction: stein, score_difference or drift; see `ldcvae.svgd`.
+        direction: stein, score_difference or drift; see `ldcvae.svgd` and `ldcvae.two_sample`.
         particles: (n, d) sampler draws of all ranks.
         targets: (n, d) encoder draws of all ranks.
         bandwidths: bandwidths or temperatures in the particles' units, 0-d tensors.

@@ -1,16 +1,8 @@
-"""Stein variational gradient descent: directions, particle updates.
+"""Stein variational gradient descent: directions from the target's score, particle updates.
 
 All directions estimate one population field, `φ(z) = E_{z'~q}[k(z', z) s(z') + ∇_{z'} k(z', z)]`, with
-`s = ∇ log p` the score of the target (Liu & Wang 2016, 1608.04471, eq. 8). They differ in what they need:
-
-`stein_direction`
-    the classical sum over particles; needs the score of the target.
-`score_difference`
-    both scores from kernel density estimates of draws; needs draws of the target only (the GFSD / Blob members
-    of the same family, Liu et al. 2019, 1807.01750).
-`drift`
-    as `score_difference` with a Laplace kernel whose weights are normalised over both axes, which keeps it
-    stable in higher dimension (drifting models, 2602.04770).
+`s = ∇ log p` the score of the target (Liu & Wang 2016, 1608.04471, eq. 8). Those here need the score;
+`ldcvae.two_sample` has those that need draws of the target only.
 
 Everything is in matmul form: no (n, n, d) tensor is ever made. For data-parallel use each direction takes the
 whole particle set and `rows`, the slice of queries that this rank owns.
@@ -24,18 +16,20 @@ from torch import Tensor
 from ldcvae.kernels import Kernel, get_kernel, squared_distances
 
 __all__ = [
+    "ALL",
     "amortised_loss",
-    "drift",
+    "check_bandwidths",
+    "own_positions",
     "particle_direction",
-    "score_difference",
     "stein_direction",
     "svgd",
 ]
 
-_ALL = slice(None)
+ALL = slice(None)
 
 
-def _check_bandwidths(bandwidths: Sequence[float | Tensor]) -> None:
+def check_bandwidths(bandwidths: Sequence[float | Tensor]) -> None:
+    """Raise ValueError unless there is a bandwidth and all are positive."""
     if len(bandwidths) == 0:
         raise ValueError("bandwidths is empty: give at least one positive number")
     for bandwidth in bandwidths:
@@ -44,7 +38,7 @@ def _check_bandwidths(bandwidths: Sequence[float | Tensor]) -> None:
             raise ValueError(f"bandwidths must be positive, got {bandwidth}")
 
 
-def _own(n: int, rows: slice, device: torch.device) -> tuple[Tensor, Tensor]:
+def own_positions(n: int, rows: slice, device: torch.device) -> tuple[Tensor, Tensor]:
     """Positions of each query's own particle in the (queries, n) matrix."""
     columns = torch.arange(n, device=device)[rows]
     return torch.arange(len(columns), device=device), columns
@@ -58,7 +52,7 @@ def stein_direction(
     *,
     self_term: bool = True,
     normalise: bool = False,
-    rows: slice = _ALL,
+    rows: slice = ALL,
 ) -> Tensor:
     """Classical SVGD direction at the particles, averaged over bandwidths.
 
@@ -90,16 +84,16 @@ def stein_direction(
         tensor([[-0.2970],
                 [ 0.2970]])
     """
-    _check_bandwidths(bandwidths)
+    check_bandwidths(bandwidths)
     kernel = get_kernel(kernel) if isinstance(kernel, str) else kernel
     n = particles.shape[0]
     if not self_term and n < 2:
         raise ValueError("self_term=False needs at least 2 particles")
     # The kernel mass is a property of the whole set, so normalising needs all pairs on every rank.
-    at = _ALL if normalise else rows
+    at = ALL if normalise else rows
     queries = particles[at]
     squares = squared_distances(queries, particles)
-    own, zero = _own(n, at, particles.device), particles.new_zeros(())
+    own, zero = own_positions(n, at, particles.device), particles.new_zeros(())
     direction = torch.zeros_like(queries)
     for bandwidth in bandwidths:
         value, slope = kernel.value(squares, bandwidth), kernel.slope(squares, bandwidth)
@@ -150,124 +144,6 @@ def particle_direction(particles: Tensor, score: Tensor, variance: Tensor) -> Te
     value = value - torch.diag_embed(torch.diagonal(value, dim1=-2, dim2=-1))
     repulsion = value.sum(-1, keepdim=True) * particles - value @ particles
     return (value @ score + repulsion / square) / mass
-
-
-def _mean_shift(squares: Tensor, bandwidth: float | Tensor, points: Tensor) -> Tensor:
-    return torch.softmax(squares / (-2.0 * bandwidth**2), dim=1) @ points
-
-
-def score_difference(
-    particles: Tensor,
-    targets: Tensor,
-    bandwidths: Sequence[float | Tensor],
-    *,
-    smooth: bool = False,
-    rows: slice = _ALL,
-) -> Tensor:
-    """Difference of two kernel-density scores in mean-shift form, averaged over bandwidths.
-
-    `V_h(zⱼ) = m_{p,h}(zⱼ) - m_{q,h}(zⱼ)` with `m` the `softmax(-|zⱼ - y|²/2h²)`-weighted mean: h² times the
-    difference of the scores of both densities smoothed with one kernel (1807.01750, GFSD). Query j sees neither
-    its own particle nor target j, so both sides have n - 1 points and the field vanishes in expectation when
-    the two laws are equal, which needs equal counts.
-
-    Args:
-        particles: (n, d) draws of the sampler.
-        targets: (n, d) draws of the target, as many as particles.
-        bandwidths: in the units of the particles.
-        smooth: average the field over the particles with the same kernel, self included, weights normalised:
-            the population SVGD direction divided by the kernel mass.
-        rows: the queries j to return, by default all.
-
-    Returns:
-        (len(rows), d) direction.
-
-    Raises:
-        ValueError: on unequal counts, fewer than two particles or a bandwidth that is not positive.
-
-    Example:
-        >>> z, y = torch.tensor([[0.0], [0.1]]), torch.tensor([[5.0], [5.1]])
-        >>> score_difference(z, y, [1.0])  # each particle is sent from the other particle to the other target
-        tensor([[5.],
-                [5.]])
-    """
-    _check_bandwidths(bandwidths)
-    _check_counts(particles, targets)
-    # Smoothing averages the field over all particles, so then every rank needs the field at all of them.
-    at = _ALL if smooth else rows
-    own = _own(len(particles), at, particles.device)
-    infinity = particles.new_full((), float("inf"))
-    to_particles = squared_distances(particles[at], particles)
-    to_targets = squared_distances(particles[at], targets).index_put(own, infinity)
-    to_others = to_particles.index_put(own, infinity)
-    direction = torch.zeros_like(particles[rows])
-    for bandwidth in bandwidths:
-        field = _mean_shift(to_targets, bandwidth, targets) - _mean_shift(to_others, bandwidth, particles)
-        direction += _mean_shift(to_particles[rows], bandwidth, field) if smooth else field
-    return direction / len(bandwidths)
-
-
-def drift(
-    particles: Tensor,
-    targets: Tensor,
-    temperatures: Sequence[float | Tensor],
-    *,
-    rows: slice = _ALL,
-) -> Tensor:
-    """Drifting field: Laplace-kernel score difference normalised jointly over both sides and along both axes.
-
-    With `A = sqrt(softmax_rows(L) · softmax_columns(L))`, `L = -|zⱼ - y| / T` over targets and particles
-    together, the weights are `W_p = A_p · rowsum(A_q)` and `W_q = A_q · rowsum(A_p)`, the field
-    `V = W_p y - W_q z` (2602.04770, algorithm 2). Each temperature's field is scaled to unit RMS before
-    averaging. Antisymmetric in the two sides: zero in expectation when the laws are equal.
-
-    Args:
-        particles: (n, d) draws of the sampler.
-        targets: (n, d) draws of the target, as many as particles.
-        temperatures: T, in the units of the particles.
-        rows: the queries j to return, by default all. The normalisation over columns needs all rows, so the
-            whole field is computed on every rank.
-
-    Returns:
-        (len(rows), d) direction.
-
-    Raises:
-        ValueError: on unequal counts, fewer than two particles or a temperature that is not positive.
-
-    Example:
-        >>> z, y = torch.tensor([[0.0], [0.1]]), torch.tensor([[5.0], [5.1]])
-        >>> bool((drift(z, y, [1.0, 2.0]) > 0).all())
-        True
-    """
-    _check_bandwidths(temperatures)
-    _check_counts(particles, targets)
-    n = len(particles)
-    own = _own(n, _ALL, particles.device)
-    infinity = particles.new_full((), float("inf"))
-    distances = torch.cat(
-        [squared_distances(particles, side).sqrt().index_put(own, infinity) for side in (targets, particles)],
-        dim=1,
-    )
-    direction = torch.zeros_like(particles)
-    for temperature in temperatures:
-        logits = distances / -temperature
-        log_rows, log_columns = logits.logsumexp(1, keepdim=True), logits.logsumexp(0, keepdim=True)
-        weights = torch.exp(logits - 0.5 * (log_rows + log_columns))
-        of_targets, of_particles = weights[:, :n], weights[:, n:]
-        field = (of_targets @ targets) * of_particles.sum(1, keepdim=True)
-        field -= (of_particles @ particles) * of_targets.sum(1, keepdim=True)
-        direction += field / field.square().mean().sqrt().clamp(min=1e-12)
-    return direction[rows] / len(temperatures)
-
-
-def _check_counts(particles: Tensor, targets: Tensor) -> None:
-    if particles.shape != targets.shape:
-        raise ValueError(
-            f"particles {tuple(particles.shape)} and targets {tuple(targets.shape)} must have equal counts and "
-            "dimensions: with unequal counts the field is biased even when both laws are equal"
-        )
-    if len(particles) < 2:
-        raise ValueError("needs at least 2 particles, since each leaves its own draw out")
 
 
 def amortised_loss(draws: Tensor, direction: Tensor) -> Tensor:

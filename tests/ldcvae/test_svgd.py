@@ -8,7 +8,8 @@ from torch import nn
 
 from ldcvae.kernels import KERNELS, get_kernel
 from ldcvae.networks import SamplerNet
-from ldcvae.svgd import amortised_loss, drift, particle_direction, score_difference, stein_direction, svgd
+from ldcvae.svgd import amortised_loss, particle_direction, stein_direction, svgd
+from ldcvae.two_sample import drift, score_difference
 
 
 def normal(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> torch.Tensor:
