@@ -58,8 +58,9 @@ def train_settings(name: str, setting: float | None, config: TrainConfig) -> Tra
     changed: dict[str, Any] = {
         "objective": "svgd" if name == "ldc_svgd" else "elbo",
         "particles": decoder_passes(name, config),
-        "consistency": 0.0,
     }
+    if not name.startswith("ldc_"):
+        changed["consistency"] = 0.0  # the learnt energy in the encoder's target is LDC-VAE's own
     if name == "beta_vae":
         assert setting is not None
         changed["inverse_temperature"] = config.inverse_temperature / setting

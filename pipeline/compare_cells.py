@@ -21,7 +21,7 @@ from pipeline.weights import build_model
 
 __all__ = ["Cell", "Common", "StoredAutoencoder", "autoencoder_cell", "generator_cell", "read_autoencoder"]
 
-# Keys of `train` that no figure of a cell depends on; a cell is trained by one process.
+# Keys of `train` that no figure of a cell depends on, or only LDC-VAE's; a cell is trained by one process.
 _OPERATIONAL = {
     "objective",
     "consistency",
@@ -94,7 +94,7 @@ def autoencoder_cell(config: Config, data: str, features: str, name: str, settin
         setting: of its knob, or None.
         seed: of weights, order and noise.
     """
-    content = {
+    content: dict[str, Any] = {
         "autoencoder": name,
         "setting": setting,
         "seed": seed,
@@ -103,6 +103,8 @@ def autoencoder_cell(config: Config, data: str, features: str, name: str, settin
         "model": config.model.model_dump(mode="json"),
         "train": config.train.model_dump(mode="json", exclude=_OPERATIONAL),
     }
+    if name.startswith("ldc_") and config.train.consistency:
+        content["consistency"] = [config.train.consistency, config.train.consistency_floor]
     return Cell(_key(content), {"name": name, "setting": setting, "seed": seed})
 
 

@@ -6,7 +6,7 @@ import json
 import pytest
 from processes import kill_driver, run, start, wait_for
 
-from pipeline.compare_autoencoders import AUTOENCODER_LABELS, decoder_passes
+from pipeline.compare_autoencoders import AUTOENCODER_LABELS, decoder_passes, train_settings
 from pipeline.compare_cells import autoencoder_cell, generator_cell
 from pipeline.compare_generators import GENERATOR_LABELS, passes
 from pipeline.compare_goals import goals
@@ -88,6 +88,14 @@ def cells(*overrides: str) -> dict[str, str]:
 def test_a_cell_depends_on_what_it_uses_and_on_nothing_else(override: str, changed: set[str]) -> None:
     before, after = cells(), cells(override)
     assert {name for name in before if before[name] != after[name]} == changed
+
+
+def test_the_learnt_energy_in_the_encoders_target_is_of_ldc_vae_only() -> None:
+    plain, fed = (load_config(overrides=[f"train.consistency={share}"]) for share in (0, 0.3))
+    for name, setting, own in (("ldc_svgd", 1.0, True), ("ldc_elbo", 1.0, True), ("vae", None, False)):
+        keys = {autoencoder_cell(config, "data", "features", name, setting, 0).key for config in (plain, fed)}
+        assert len(keys) == 1 + own
+        assert train_settings(name, setting, fed.train).consistency == (0.3 if own else 0)
 
 
 def row(
