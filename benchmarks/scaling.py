@@ -31,6 +31,7 @@ def compare_rows(generators: Sequence[str], settings: Sequence[str]) -> dict[str
     chosen = {
         "autoencoders": {"ldc_svgd": [1.0]},
         "generators": {name: [1.0] if name in DIRECTIONS else [] for name in generators},
+        "only": {},
     }
     config = config.model_copy(update={"compare": config.compare.model_copy(update=chosen)})
     compare.run(config)
