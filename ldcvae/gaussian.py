@@ -12,6 +12,8 @@ from typing import Self
 import torch
 from torch import Tensor
 
+from ldcvae.em import fit_mixture
+
 __all__ = ["Gaussian", "GaussianMixture", "LatentDensity", "StandardNormal"]
 
 LOG_2PI = math.log(2.0 * math.pi)
@@ -208,7 +210,7 @@ class GaussianMixture(LatentDensity):
 
     @classmethod
     def fit(cls, z: Tensor, components: int = 10, seed: int = 0) -> Self:
-        """Maximum likelihood by scikit-learn's EM (k-means start, `reg_covar` 1e-6), in float64 on the CPU.
+        """Maximum likelihood by EM from a k-means start, in float64 on the latents' device (`ldcvae.em`).
 
         Args:
             z: (n, d) encodings, at least as many as components.
@@ -218,13 +220,7 @@ class GaussianMixture(LatentDensity):
         Raises:
             ValueError: with fewer rows than components.
         """
-        if z.ndim != 2 or components < 1 or z.shape[0] < max(2, components):
-            raise ValueError(f"fit needs components >= 1 and as many rows, got {components} and {tuple(z.shape)}")
-        from sklearn import mixture  # here, because importing it takes a second
-
-        model = mixture.GaussianMixture(components, covariance_type="full", random_state=seed)
-        model.fit(z.detach().cpu().double().numpy())
-        return cls(*(torch.as_tensor(a).to(z) for a in (model.weights_, model.means_, model.covariances_)))
+        return cls(*fit_mixture(z, components, seed))
 
     def _whitened(self, z: Tensor) -> tuple[Tensor, Tensor]:
         """Latents whitened by each component (n, K, d), and each component's log joint density (n, K)."""

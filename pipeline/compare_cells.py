@@ -35,7 +35,7 @@ _OPERATIONAL = {
     "max_failures",
 }
 _SAMPLER_NETS = ("stein", "score_difference", "drift")
-_TRAINED = (*_SAMPLER_NETS, "two_stage", "maf", "flow_matching")
+_LEARNT = ("two_stage", "maf", "flow_matching")
 _CHAINS = ("langevin", "hmc")
 
 
@@ -118,10 +118,13 @@ def generator_cell(config: Config, parent: Cell, name: str, setting: float | Non
         "judged": evaluate.model_dump(mode="json", include={"num_images", "draws", "neighbours"}),
         "selection_images": compare.selection_images,
     }
-    if name in _TRAINED:
+    if name in _SAMPLER_NETS:
         content["sampler"] = config.sampler.model_dump(mode="json", exclude={"checkpoint_steps", "direction"})
+    if name in _LEARNT:
+        content["sampler"] = config.sampler.model_dump(mode="json", include={"steps", "particles", "width", "depth"})
     if name in _CHAINS:
         content["steps"] = evaluate.langevin_steps
+        content["particles"] = config.sampler.particles  # the unit of the kernels' widths is measured on so many
     own = {
         "gmm": evaluate.gmm_components,
         "flow_matching": compare.euler_steps,

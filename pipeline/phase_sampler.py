@@ -48,6 +48,7 @@ class SamplerPhase(Phase):
         fused: bool = True,
     ):
         super().__init__(model.sampler, config.steps, config.learning_rate, 0.0, config.ema, fused)
+        started = time.perf_counter()
         self.model, self.config, self.world, self.seed = model, config, world, seed
         self.encodings, self.validation = encodings, validation
         model.set_whitening(encodings.whitening())
@@ -58,6 +59,7 @@ class SamplerPhase(Phase):
         if config.base == "gmm":
             self._fit_base(first.shape[1])
         self.sampler = world.wrap(model.sampler)
+        self.seconds = time.perf_counter() - started  # a base of hundreds of components takes as long as the net
 
     def _generator(self, purpose: str, step: int = 0) -> torch.Generator:
         return keyed_generator(self.encodings.mean.device, self.seed, purpose, step)

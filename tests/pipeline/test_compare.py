@@ -76,6 +76,11 @@ def cells(*overrides: str) -> dict[str, str]:
         ("train.epochs=7", {"vae", *GENERATORS}),
         ("train.num_workers=2", set()),
         ("sampler.steps=7", {"two_stage", "maf", "flow_matching", "stein", "score_difference", "drift"}),
+        (
+            "sampler.particles=64",
+            {"two_stage", "maf", "flow_matching", "stein", "score_difference", "drift", "langevin", "hmc"},
+        ),
+        ("sampler.base_components=7", {"stein", "score_difference", "drift"}),
         ("sampler.checkpoint_steps=7", set()),
         ("evaluate.langevin_steps=60", {"langevin", "hmc"}),
         ("evaluate.gmm_components=7", {"gmm"}),

@@ -1,0 +1,132 @@
+"""Expectation maximisation of Gaussian mixtures with full covariances, in matrix products on the data's device.
+
+A mixture of a few hundred components is the sampler's base, and its fit to 10⁵ latents is on the way to every sampler
+net. scikit-learn's EM goes through the components one by one, on the CPU; this one does the same steps as two matrix
+products. The k-means start and the stopping rule are scikit-learn's.
+"""
+
+import math
+
+import torch
+from torch import Tensor
+
+__all__ = ["fit_mixture"]
+
+ROWS = 8192  # at a time: responsibilities of all rows would not fit beside a GPU's other work
+
+
+def fit_mixture(
+    z: Tensor,
+    components: int,
+    seed: int = 0,
+    *,
+    max_steps: int = 100,
+    tolerance: float = 1e-3,
+    ridge: float = 1e-6,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Maximum likelihood of a Gaussian mixture by EM (Dempster, Laird & Rubin 1977), in float64.
+
+    With quadratic features φ(z) = (1, z, zᵢzⱼ for i ≤ j), every component's log joint density is linear in φ, so that
+    the E step is one product of (rows, F) by (F, K) and the M step's sufficient statistics are one of (F, rows) by
+    (rows, K), with F = 1 + d + d (d + 1) / 2.
+
+    Args:
+        z: (n, d) latents, at least as many as components; of any offset and scale.
+        components: the number K of components.
+        seed: of the k-means start.
+        max_steps: EM steps at most.
+        tolerance: gain of the mean log likelihood, in nats, below which the fit has converged.
+        ridge: added to the variances, in the units of z²; at least 1e-10 of their mean over z, which keeps the
+            covariances of coinciding latents positive definite in float64.
+
+    Returns:
+        weights (K,), means (K, d) and covariances (K, d, d), like z.
+
+    Raises:
+        ValueError: with fewer rows than components.
+
+    Example:
+        >>> z = torch.cat([torch.full((50, 1), -3.0), torch.full((150, 1), 3.0)])
+        >>> weights, means, covariances = fit_mixture(z, 2)
+        >>> sorted(zip(weights.tolist(), means[:, 0].tolist()))
+        [(0.25, -3.0), (0.75, 3.0)]
+    """
+    if z.ndim != 2 or components < 1 or z.shape[0] < max(2, components):
+        raise ValueError(f"fit needs components >= 1 and as many rows, got {components} and {tuple(z.shape)}")
+    labels = _start(z, components, seed)
+    # Apple's GPUs have no float64, and in float32 second moments about the mean lose narrow components.
+    where = torch.device("cpu") if z.device.type == "mps" else z.device
+    data = z.detach().to(where, torch.float64)
+    centre = data.mean(0)
+    data = data - centre
+    ridge = max(ridge, 1e-10 * float(data.square().mean()))
+    one_hot = torch.zeros(len(data), components, dtype=data.dtype, device=where)
+    one_hot[torch.arange(len(data), device=where), labels.to(where)] = 1.0
+    blocks = data.split(ROWS)
+    pairs = zip(blocks, one_hot.split(ROWS), strict=True)
+    totals = torch.stack([_features(rows) @ shares for rows, shares in pairs]).sum(0)
+    del one_hot
+    last = -math.inf
+    weights, means, covariances = _parameters(totals, ridge)
+    for _ in range(max_steps):
+        coefficients = _log_joint_coefficients(weights, means, covariances)
+        totals, likelihood = torch.zeros_like(totals), data.new_zeros(())
+        for rows in blocks:
+            features = _features(rows)
+            log_joint = features.T @ coefficients
+            peak = log_joint.amax(1, keepdim=True)
+            # Shares below e^-100 are nothing in float64; as denormal numbers they make everything ten times slower.
+            shares = log_joint.sub_(peak).clamp_(min=-100.0).exp_()
+            sums = shares.sum(1, keepdim=True)
+            totals += features @ shares.div_(sums)
+            likelihood += (peak + sums.log()).sum()
+        weights, means, covariances = _parameters(totals, ridge)
+        mean = float(likelihood) / len(data)
+        gain, last = mean - last, mean
+        if abs(gain) < tolerance:
+            break
+    return weights.to(z), (means + centre).to(z), covariances.to(z)
+
+
+def _start(z: Tensor, components: int, seed: int) -> Tensor:
+    """(n,) labels by k-means."""
+    from sklearn.cluster import KMeans  # here, because importing it takes a second
+
+    labels = KMeans(components, n_init=1, random_state=seed).fit(z.detach().cpu().double().numpy()).labels_
+    return torch.from_numpy(labels).long()
+
+
+def _features(rows: Tensor) -> Tensor:
+    """(F, n): one, the d coordinates, and their products for i <= j. In rows, since gathering columns is slow."""
+    z = rows.T.contiguous()
+    i, j = torch.triu_indices(len(z), len(z), device=z.device)
+    return torch.cat([torch.ones_like(z[:1]), z, z[i] * z[j]])
+
+
+def _parameters(totals: Tensor, ridge: float) -> tuple[Tensor, Tensor, Tensor]:
+    """Weights, means and covariances that the components' summed features (F, K) amount to: the M step."""
+    counts = totals[0] + 10 * torch.finfo(totals.dtype).eps
+    averages = (totals[1:] / counts).T
+    d = int(math.sqrt(2 * averages.shape[1] + 2.25) - 1.5)  # of d + d (d + 1) / 2
+    means = averages[:, :d]
+    i, j = torch.triu_indices(d, d, device=totals.device)
+    upper = totals.new_zeros(len(means), d, d)
+    upper[:, i, j] = averages[:, d:]
+    second = upper + upper.triu(1).mT
+    covariances = second - means[:, :, None] * means[:, None, :]
+    covariances.diagonal(dim1=1, dim2=2).add_(ridge)
+    return counts / counts.sum(), means, covariances
+
+
+def _log_joint_coefficients(weights: Tensor, means: Tensor, covariances: Tensor) -> Tensor:
+    """(F, K): what the features are multiplied by to give `log wₖ + log N(z; mₖ, Cₖ)`."""
+    d = means.shape[1]
+    factors = torch.linalg.cholesky(covariances)
+    precisions = torch.cholesky_inverse(factors)
+    linear = torch.einsum("kij,kj->ki", precisions, means)
+    log_scale = factors.diagonal(dim1=1, dim2=2).log().sum(1) + 0.5 * d * math.log(2.0 * math.pi)
+    constant = weights.log() - log_scale - 0.5 * (linear * means).sum(1)
+    i, j = torch.triu_indices(d, d, device=means.device)
+    # A product of two coordinates stands once for both of its places in the matrix.
+    twice = torch.where(i == j, 0.5, 1.0).to(precisions)
+    return torch.cat([constant[:, None], linear, -twice * precisions[:, i, j]], 1).T.contiguous()
