@@ -9,6 +9,7 @@ import math
 
 import torch
 from torch import Tensor
+from torch.nn.functional import one_hot
 
 __all__ = ["fit_mixture"]
 
@@ -53,21 +54,19 @@ def fit_mixture(
     """
     if z.ndim != 2 or components < 1 or z.shape[0] < max(2, components):
         raise ValueError(f"fit needs components >= 1 and as many rows, got {components} and {tuple(z.shape)}")
-    labels = _start(z, components, seed)
     # Apple's GPUs have no float64, and in float32 second moments about the mean lose narrow components.
     where = torch.device("cpu") if z.device.type == "mps" else z.device
     data = z.detach().to(where, torch.float64)
+    labels = _start(data, components, seed)
     centre = data.mean(0)
     data = data - centre
     ridge = max(ridge, 1e-10 * float(data.square().mean()))
-    one_hot = torch.zeros(len(data), components, dtype=data.dtype, device=where)
-    one_hot[torch.arange(len(data), device=where), labels.to(where)] = 1.0
-    blocks = data.split(ROWS)
-    pairs = zip(blocks, one_hot.split(ROWS), strict=True)
-    totals = torch.stack([_features(rows) @ shares for rows, shares in pairs]).sum(0)
-    del one_hot
+    d, blocks = data.shape[1], data.split(ROWS)
+    totals = data.new_zeros(1 + d + d * (d + 1) // 2, components)
+    for rows, part in zip(blocks, labels.split(ROWS), strict=True):
+        totals += _features(rows) @ one_hot(part, components).to(rows)
     last = -math.inf
-    weights, means, covariances = _parameters(totals, ridge)
+    weights, means, covariances = _parameters(totals, d, ridge)
     for _ in range(max_steps):
         coefficients = _log_joint_coefficients(weights, means, covariances)
         totals, likelihood = torch.zeros_like(totals), data.new_zeros(())
@@ -80,7 +79,7 @@ def fit_mixture(
             sums = shares.sum(1, keepdim=True)
             totals += features @ shares.div_(sums)
             likelihood += (peak + sums.log()).sum()
-        weights, means, covariances = _parameters(totals, ridge)
+        weights, means, covariances = _parameters(totals, d, ridge)
         mean = float(likelihood) / len(data)
         gain, last = mean - last, mean
         if abs(gain) < tolerance:
@@ -88,12 +87,12 @@ def fit_mixture(
     return weights.to(z), (means + centre).to(z), covariances.to(z)
 
 
-def _start(z: Tensor, components: int, seed: int) -> Tensor:
-    """(n,) labels by k-means."""
+def _start(data: Tensor, components: int, seed: int) -> Tensor:
+    """(n,) labels of float64 rows by k-means, on their device."""
     from sklearn.cluster import KMeans  # here, because importing it takes a second
 
-    labels = KMeans(components, n_init=1, random_state=seed).fit(z.detach().cpu().double().numpy()).labels_
-    return torch.from_numpy(labels).long()
+    labels = KMeans(components, n_init=1, random_state=seed).fit(data.cpu().numpy()).labels_
+    return torch.from_numpy(labels).long().to(data.device)
 
 
 def _features(rows: Tensor) -> Tensor:
@@ -103,11 +102,10 @@ def _features(rows: Tensor) -> Tensor:
     return torch.cat([torch.ones_like(z[:1]), z, z[i] * z[j]])
 
 
-def _parameters(totals: Tensor, ridge: float) -> tuple[Tensor, Tensor, Tensor]:
+def _parameters(totals: Tensor, d: int, ridge: float) -> tuple[Tensor, Tensor, Tensor]:
     """Weights, means and covariances that the components' summed features (F, K) amount to: the M step."""
     counts = totals[0] + 10 * torch.finfo(totals.dtype).eps
     averages = (totals[1:] / counts).T
-    d = int(math.sqrt(2 * averages.shape[1] + 2.25) - 1.5)  # of d + d (d + 1) / 2
     means = averages[:, :d]
     i, j = torch.triu_indices(d, d, device=totals.device)
     upper = totals.new_zeros(len(means), d, d)

@@ -19,7 +19,16 @@ from pipeline.schema import Config
 from pipeline.storage import Folder, fingerprint, sha256
 from pipeline.weights import build_model
 
-__all__ = ["Cell", "Common", "StoredAutoencoder", "autoencoder_cell", "generator_cell", "read_autoencoder"]
+__all__ = [
+    "CHAINS",
+    "SAMPLER_NETS",
+    "Cell",
+    "Common",
+    "StoredAutoencoder",
+    "autoencoder_cell",
+    "generator_cell",
+    "read_autoencoder",
+]
 
 # Keys of `train` that no figure of a cell depends on, or only LDC-VAE's; a cell is trained by one process.
 _OPERATIONAL = {
@@ -34,9 +43,9 @@ _OPERATIONAL = {
     "keep_checkpoints",
     "max_failures",
 }
-_SAMPLER_NETS = ("stein", "score_difference", "drift")
+SAMPLER_NETS = ("stein", "score_difference", "drift")
 _LEARNT = ("two_stage", "maf", "flow_matching")
-_CHAINS = ("langevin", "hmc")
+CHAINS = ("langevin", "hmc")
 
 
 @dataclass(frozen=True)
@@ -118,11 +127,11 @@ def generator_cell(config: Config, parent: Cell, name: str, setting: float | Non
         "judged": evaluate.model_dump(mode="json", include={"num_images", "draws", "neighbours"}),
         "selection_images": compare.selection_images,
     }
-    if name in _SAMPLER_NETS:
+    if name in SAMPLER_NETS:
         content["sampler"] = config.sampler.model_dump(mode="json", exclude={"checkpoint_steps", "direction"})
     if name in _LEARNT:
         content["sampler"] = config.sampler.model_dump(mode="json", include={"steps", "particles", "width", "depth"})
-    if name in _CHAINS:
+    if name in CHAINS:
         content["steps"] = evaluate.langevin_steps
         content["particles"] = config.sampler.particles  # the unit of the kernels' widths is measured on so many
     own = {

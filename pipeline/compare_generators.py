@@ -17,7 +17,7 @@ from ldcvae.mcmc import hmc
 from ldcvae.metrics import frechet_distance
 from ldcvae.model import LDCVAE
 from pipeline.checkpoint import NewestCheckpoint
-from pipeline.compare_cells import Cell, Common, StoredAutoencoder, read_autoencoder
+from pipeline.compare_cells import SAMPLER_NETS, Cell, Common, StoredAutoencoder, read_autoencoder
 from pipeline.evaluate import decode, image_figures
 from pipeline.generators import (
     Draw,
@@ -35,7 +35,7 @@ from pipeline.schema import Config
 from pipeline.storage import Folder
 from pipeline.world import World, keyed_generator
 
-__all__ = ["GENERATOR_LABELS", "SAMPLER_NETS", "judge_generator", "passes"]
+__all__ = ["GENERATOR_LABELS", "judge_generator", "passes"]
 
 GENERATOR_LABELS = {
     "prior": "prior",
@@ -52,7 +52,6 @@ GENERATOR_LABELS = {
     "drift": "sampler net, drift",
     "encoder": "encoder posterior",
 }
-SAMPLER_NETS = ("stein", "score_difference", "drift")
 _FLOW_TRANSFORMS = 5
 _GRID = 8  # images per side of a cell's sample grid
 _NEAREST = 2000  # latents and encodings that distances to the nearest are taken over

@@ -4,11 +4,11 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from pipeline.compare_cells import CHAINS, SAMPLER_NETS
+
 __all__ = ["goals"]
 
 Row = Mapping[str, Any]
-_SAMPLER_NETS = ("score_difference", "drift", "stein")
-_CHAINS = ("langevin", "hmc")
 _LDC = ("ldc_svgd", "ldc_elbo")
 
 
@@ -85,8 +85,8 @@ def goals(rows: Sequence[Row], names: Mapping[str, str]) -> list[dict[str, Any]]
     nets: list[Row] = []
     for name in _LDC:
         own = [row for row in free if row["autoencoder"] == name]
-        ours = _best([row for row in own if row["generator"] in _SAMPLER_NETS], "mmd2", -1.0)
-        others = [row for row in own if row["generator"] not in _SAMPLER_NETS]
+        ours = _best([row for row in own if row["generator"] in SAMPLER_NETS], "mmd2", -1.0)
+        others = [row for row in own if row["generator"] not in SAMPLER_NETS]
         where = "with the SVGD encoder" if name == "ldc_svgd" else "with the ELBO encoder"
         found += _better(
             f"{where}, the sampler net has a lower FD than every other generator", ours, others, "fd", -1.0, names
@@ -94,9 +94,9 @@ def goals(rows: Sequence[Row], names: Mapping[str, str]) -> list[dict[str, Any]]
         found += _better(
             f"{where}, the sampler net covers more than every other generator", ours, others, "coverage", 1.0, names
         )
-        found += _speed(where, ours, [row for row in own if row["generator"] in _CHAINS])
+        found += _speed(where, ours, [row for row in own if row["generator"] in CHAINS])
         nets += [ours] if ours is not None else []
-    pairs = [row for row in free if row["autoencoder"] not in _LDC and row["generator"] not in _SAMPLER_NETS]
+    pairs = [row for row in free if row["autoencoder"] not in _LDC and row["generator"] not in SAMPLER_NETS]
     found += _better(
         "LDC-VAE has a lower FD than every pair of another autoencoder and generator",
         _best(nets, "fd", -1.0),

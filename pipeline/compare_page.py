@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 from matplotlib.lines import Line2D
 from matplotlib.ticker import NullLocator
 
-from pipeline.compare_generators import SAMPLER_NETS
+from pipeline.compare_cells import SAMPLER_NETS
 from pipeline.pictures import DARK, LIGHT, Picture, Theme, log_ticks, new_axes, new_figure, png_bytes
 from pipeline.plots import dots
 from pipeline.report import Cell, render
