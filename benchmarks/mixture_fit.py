@@ -13,7 +13,7 @@ import torch
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.mixture import GaussianMixture as SklearnMixture
 
-from ldcvae.energy import GaussianMixture
+from ldcvae.densities.kernel_mixture import GaussianMixture
 
 DIM, CURVED = 16, 6
 

@@ -12,14 +12,15 @@ import tempfile
 
 import torch
 
-from ldcvae.latent_metrics import median_bandwidths, mmd2
-from pipeline import prepare, train
-from pipeline.config import load_config
-from pipeline.dataset import load_split
-from pipeline.generators import build_generators, timed_draw
-from pipeline.stage import run_folder
-from pipeline.weights import load_model
-from pipeline.world import keyed_generator
+from ldcvae.metrics.latents import median_bandwidths, mmd2
+from pipeline.prepare import stage as prepare
+from pipeline.train import stage as train
+from pipeline.config.load import load_config
+from pipeline.store.data.shards import load_split
+from pipeline.judge.generators import build_generators, timed_draw
+from pipeline.store.manifest import run_folder
+from pipeline.store.model import load_model
+from ldcvae.training.world import keyed_generator
 
 DRAWS, REPEATS = 2000, 5
 STEPS = (12, 24, 48, 120, 240, 480)

@@ -14,9 +14,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from pipeline import compare
-from pipeline.config import load_config
-from pipeline.stage import run_folder
+from pipeline.compare import stage as compare
+from pipeline.config.load import load_config
+from pipeline.store.manifest import run_folder
 
 __all__ = ["compare_rows", "figure_cells"]
 

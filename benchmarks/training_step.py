@@ -14,12 +14,12 @@ import time
 import torch
 from torch.nn import functional
 
-from pipeline.config import load_config
-from pipeline.memory import keep_freed_memory
-from pipeline.phase_autoencoder import AutoencoderPhase
-from pipeline.weights import build_model
-from pipeline.worker import resolve_auto
-from pipeline.world import World
+from pipeline.config.load import load_config
+from ldcvae.training.heap import keep_freed_memory
+from ldcvae.training.autoencoder import AutoencoderPhase
+from pipeline.store.model import build_model
+from pipeline.train.worker import resolve_auto
+from ldcvae.training.world import World
 
 IMAGES, ROUNDS = 4096, 7
 OVERRIDES = [

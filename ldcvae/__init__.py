@@ -9,10 +9,10 @@ Example:
     torch.Size([4, 1, 8, 8])
 """
 
-from ldcvae.latents import Encodings, Posterior, Whitening
+from ldcvae.encodings import Encodings, Posterior, Whitening
 from ldcvae.model import LDCVAE, LDCVAEConfig
-from ldcvae.svgd import stein_direction, svgd
-from ldcvae.two_sample import drift, score_difference
+from ldcvae.directions.stein import stein_direction, svgd
+from ldcvae.directions.two_sample import drift, score_difference
 
 __all__ = [
     "LDCVAE",

@@ -11,7 +11,7 @@ from huggingface_hub import PyTorchModelHubMixin
 from torch import Tensor, nn
 from torch.nn import functional
 
-from ldcvae.latents import Encodings, Posterior, Whitening
+from ldcvae.encodings import Encodings, Posterior, Whitening
 from ldcvae.networks import SamplerNet, build_decoder, build_encoder
 
 __all__ = ["LDCVAE", "LDCVAEConfig", "LogDensity", "reconstruction_loss"]

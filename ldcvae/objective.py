@@ -11,10 +11,10 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from ldcvae.latents import Posterior
+from ldcvae.encodings import Posterior
 from ldcvae.model import gaussian_kl, reconstruction_loss, split_posterior
-from ldcvae.svgd import amortised_loss, particle_direction, stein_direction
-from ldcvae.two_sample import drift, score_difference
+from ldcvae.directions.stein import amortised_loss, particle_direction, stein_direction
+from ldcvae.directions.two_sample import drift, score_difference
 
 __all__ = ["elbo_step", "sampler_direction", "svgd_step"]
 

@@ -9,9 +9,9 @@ import textwrap
 import warnings
 from collections.abc import Sequence
 
-from pipeline.config import describe_keys, load_config
-from pipeline.errors import ConfigError, PipelineError
-from pipeline.memory import keep_freed_memory
+from pipeline.config.load import describe_keys, load_config
+from pipeline.config.errors import ConfigError, PipelineError
+from ldcvae.training.heap import keep_freed_memory
 
 __all__ = ["main"]
 

@@ -1,9 +1,17 @@
 """All stages in order: prepare, train, sample, evaluate, report. A stage whose inputs are unchanged is skipped."""
 
-from pipeline import evaluate, prepare, report, sample, train
-from pipeline.cli import main
-from pipeline.schema import Config
-from pipeline.stage import Manifest
+from pipeline.evaluate import stage as evaluate
+
+from pipeline.prepare import stage as prepare
+
+from pipeline.report import stage as report
+
+from pipeline.sample import stage as sample
+
+from pipeline.train import stage as train
+from pipeline.__main__ import main
+from pipeline.config.sections import Config
+from pipeline.store.manifest import Manifest
 
 __all__ = ["run"]
 

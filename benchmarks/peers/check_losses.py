@@ -14,7 +14,7 @@ from pythae.data.datasets import DatasetOutput
 from pythae_models import build
 from torch import Tensor, nn
 
-from ldcvae.baselines import RegularisedObjective, VampObjective, WassersteinObjective
+from ldcvae.rivals.objectives import RegularisedObjective, VampObjective, WassersteinObjective
 from ldcvae.objective import elbo_step
 
 BATCH, SHAPE, DIM, LAMBDA, WEIGHT, DECAY, PSEUDO = 32, [1, 8, 8], 4, 40.0, 3.0, 1e-4, 5

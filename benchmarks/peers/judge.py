@@ -18,14 +18,14 @@ from exchange import LABELS, SAMPLERS, cell, digest, read_images, read_json, wri
 from export import compared, parse
 from table import lines, markdown, rows
 
-from ldcvae.metrics import frechet_distance
-from pipeline.config import load_config
-from pipeline.dataset import load_split, read_dataset_manifest
-from pipeline.errors import ConfigError, PipelineError
-from pipeline.evaluate import image_figures
-from pipeline.extractors import Extractor, build_extractor
-from pipeline.schema import Config
-from pipeline.stage import run_folder
+from ldcvae.metrics.images import frechet_distance
+from pipeline.config.load import load_config
+from pipeline.store.data.shards import load_split, read_dataset_manifest
+from pipeline.config.errors import ConfigError, PipelineError
+from pipeline.evaluate.stage import image_figures
+from pipeline.judge.extractors import Extractor, build_extractor
+from pipeline.config.sections import Config
+from pipeline.store.manifest import run_folder
 
 __all__ = ["judge", "measure"]
 

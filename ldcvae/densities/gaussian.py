@@ -12,7 +12,7 @@ from typing import Self
 import torch
 from torch import Tensor
 
-from ldcvae.em import fit_mixture
+from ldcvae.densities.em import fit_mixture
 
 __all__ = ["Gaussian", "GaussianMixture", "LatentDensity", "StandardNormal"]
 

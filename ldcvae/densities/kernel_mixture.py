@@ -12,7 +12,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from ldcvae.gaussian import (
+from ldcvae.densities.gaussian import (
     LOG_2PI,
     Gaussian,
     GaussianMixture,

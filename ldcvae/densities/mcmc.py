@@ -5,7 +5,7 @@ import math
 import torch
 from torch import Tensor
 
-from ldcvae.energy import LatentDensity
+from ldcvae.densities.kernel_mixture import LatentDensity
 
 __all__ = ["hmc", "langevin", "noise_levels"]
 
@@ -79,7 +79,7 @@ def langevin(
         Leimkuhler & Matthews 2013, 1203.5428: the averaged noise.
 
     Example:
-        >>> from ldcvae.energy import StandardNormal
+        >>> from ldcvae.densities.kernel_mixture import StandardNormal
         >>> z = langevin(StandardNormal(2), 1000, generator=torch.Generator().manual_seed(0))
         >>> z.shape, bool((z.var(0) - 1).abs().max() < 0.2)
         (torch.Size([1000, 2]), True)
@@ -170,7 +170,7 @@ def hmc(
         Neal 2011, MCMC using Hamiltonian dynamics, 1206.1901, section 5.2 and 5.7.
 
     Example:
-        >>> from ldcvae.energy import StandardNormal
+        >>> from ldcvae.densities.kernel_mixture import StandardNormal
         >>> z = hmc(StandardNormal(2), 1000, generator=torch.Generator().manual_seed(0))
         >>> z.shape, bool((z.var(0) - 1).abs().max() < 0.2)
         (torch.Size([1000, 2]), True)

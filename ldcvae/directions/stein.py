@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from ldcvae.kernels import Kernel, get_kernel, squared_distances
+from ldcvae.directions.kernels import Kernel, get_kernel, squared_distances
 
 __all__ = [
     "ALL",

@@ -17,8 +17,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ldcvae.kernels import squared_distances
-from ldcvae.svgd import ALL, check_bandwidths, own_positions
+from ldcvae.directions.kernels import squared_distances
+from ldcvae.directions.stein import ALL, check_bandwidths, own_positions
 
 __all__ = ["drift", "score_difference"]
 

@@ -2,7 +2,7 @@
 
 from torch import Tensor
 
-from ldcvae.kernels import squared_distances
+from ldcvae.directions.kernels import squared_distances
 
 __all__ = ["kernel_stein_discrepancy", "stein_ratio", "variance_ratio"]
 

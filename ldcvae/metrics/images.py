@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ldcvae.kernels import squared_distances
+from ldcvae.directions.kernels import squared_distances
 
 __all__ = [
     "KID",

@@ -9,8 +9,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ldcvae.kernels import median_distance, squared_distances
-from ldcvae.metrics import check_pair, check_samples, unbiased_mmd2
+from ldcvae.directions.kernels import median_distance, squared_distances
+from ldcvae.metrics.images import check_pair, check_samples, unbiased_mmd2
 
 __all__ = ["median_bandwidths", "mmd2", "nearest_distance", "sliced_wasserstein"]
 

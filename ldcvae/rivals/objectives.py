@@ -11,9 +11,9 @@ import math
 import torch
 from torch import Tensor, nn
 
-from ldcvae.gaussian import LOG_2PI
-from ldcvae.kernels import squared_distances
-from ldcvae.latents import Posterior
+from ldcvae.densities.gaussian import LOG_2PI
+from ldcvae.directions.kernels import squared_distances
+from ldcvae.encodings import Posterior
 from ldcvae.model import reconstruction_loss, split_posterior
 
 __all__ = ["RegularisedObjective", "VampObjective", "WassersteinObjective", "imq_mmd2"]

@@ -7,15 +7,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ldcvae.energy import KernelMixture
+from ldcvae.densities.kernel_mixture import KernelMixture
 from ldcvae.model import LDCVAE, as_float, reconstruction_loss
 from ldcvae.objective import elbo_step, svgd_step
-from pipeline.feed import make_feed
-from pipeline.phase import Cast, Phase, Progress
-from pipeline.row_groups import StoredSplit
-from pipeline.schema import TrainConfig
-from pipeline.training_images import encode_split
-from pipeline.world import World, keyed_generator
+from pipeline.store.data.stream import make_feed
+from ldcvae.training.phase import Cast, Phase, Progress
+from pipeline.store.data.stored import StoredSplit
+from pipeline.config.sections import TrainConfig
+from pipeline.store.data.splits import encode_split
+from ldcvae.training.world import World, keyed_generator
 
 __all__ = ["AutoencoderPhase"]
 

@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pipeline.world import World
+from ldcvae.training.world import World
 
 __all__ = ["LossMonitor", "NonFiniteLossError"]
 

@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pipeline.memory import give_back_excess
-from pipeline.monitor import LossMonitor
+from ldcvae.training.heap import give_back_excess
+from ldcvae.training.monitor import LossMonitor
 
 __all__ = ["Cast", "Phase", "Progress"]
 

@@ -7,17 +7,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ldcvae.diagnostics import variance_ratio
-from ldcvae.energy import GaussianMixture, KernelMixture
-from ldcvae.kernels import nearest_neighbour_distance
-from ldcvae.latent_metrics import mmd2, sliced_wasserstein
-from ldcvae.latents import Encodings
+from ldcvae.metrics.diagnostics import variance_ratio
+from ldcvae.densities.kernel_mixture import GaussianMixture, KernelMixture
+from ldcvae.directions.kernels import nearest_neighbour_distance
+from ldcvae.metrics.latents import mmd2, sliced_wasserstein
+from ldcvae.encodings import Encodings
 from ldcvae.model import LDCVAE
 from ldcvae.objective import sampler_direction
-from ldcvae.svgd import amortised_loss
-from pipeline.phase import Phase, Progress
-from pipeline.schema import SamplerConfig
-from pipeline.world import World, keyed_generator
+from ldcvae.directions.stein import amortised_loss
+from ldcvae.training.phase import Phase, Progress
+from pipeline.config.sections import SamplerConfig
+from ldcvae.training.world import World, keyed_generator
 
 __all__ = ["SamplerPhase"]
 

@@ -6,22 +6,22 @@ from typing import Any
 import torch
 from torch import nn
 
-from ldcvae.baselines import RegularisedObjective, VampObjective, WassersteinObjective
-from ldcvae.latents import Encodings
-from ldcvae.metrics import frechet_distance
+from ldcvae.rivals.objectives import RegularisedObjective, VampObjective, WassersteinObjective
+from ldcvae.encodings import Encodings
+from ldcvae.metrics.images import frechet_distance
 from ldcvae.model import LDCVAE, as_float
 from ldcvae.networks import choose_network
-from pipeline.checkpoint import NewestCheckpoint
-from pipeline.compare_cells import Cell, Common, StoredAutoencoder
-from pipeline.dataset import load_split
-from pipeline.memory import peak_mb, reset_peak
-from pipeline.phase_autoencoder import AutoencoderPhase
-from pipeline.schema import Config, TrainConfig
-from pipeline.storage import Folder
-from pipeline.training_images import encode_split, some_images, training_images
-from pipeline.weights import build_model
-from pipeline.worker import resolve_auto
-from pipeline.world import World
+from pipeline.store.checkpoint import NewestCheckpoint
+from pipeline.compare.cells import Cell, Common, StoredAutoencoder
+from pipeline.store.data.shards import load_split
+from ldcvae.training.heap import peak_mb, reset_peak
+from ldcvae.training.autoencoder import AutoencoderPhase
+from pipeline.config.sections import Config, TrainConfig
+from pipeline.store.folder import Folder
+from pipeline.store.data.splits import encode_split, some_images, training_images
+from pipeline.store.model import build_model
+from pipeline.train.worker import resolve_auto
+from ldcvae.training.world import World
 
 __all__ = ["AUTOENCODER_LABELS", "decoder_passes", "train_autoencoder", "train_settings"]
 

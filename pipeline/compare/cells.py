@@ -12,12 +12,12 @@ import torch
 from safetensors.torch import load, save
 from torch import Tensor
 
-from ldcvae.latents import Encodings
+from ldcvae.encodings import Encodings
 from ldcvae.model import LDCVAE
-from pipeline.extractors import Extractor
-from pipeline.schema import Config
-from pipeline.storage import Folder, fingerprint, sha256
-from pipeline.weights import build_model
+from pipeline.judge.extractors import Extractor
+from pipeline.config.sections import Config
+from pipeline.store.folder import Folder, fingerprint, sha256
+from pipeline.store.model import build_model
 
 __all__ = [
     "CHAINS",

@@ -4,7 +4,7 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from pipeline.compare_cells import CHAINS, SAMPLER_NETS
+from pipeline.compare.cells import CHAINS, SAMPLER_NETS
 
 __all__ = ["goals"]
 

@@ -8,18 +8,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ldcvae.energy import KernelMixture
-from ldcvae.kernels import nearest_neighbour_distance
-from ldcvae.latent_metrics import median_bandwidths, mmd2, nearest_distance, sliced_wasserstein
-from ldcvae.latent_models import Fit, fit_autoregressive_flow, fit_flow_matching, fit_two_stage
-from ldcvae.latents import Encodings
-from ldcvae.mcmc import hmc
-from ldcvae.metrics import frechet_distance
+from ldcvae.densities.kernel_mixture import KernelMixture
+from ldcvae.directions.kernels import nearest_neighbour_distance
+from ldcvae.metrics.latents import median_bandwidths, mmd2, nearest_distance, sliced_wasserstein
+from ldcvae.rivals.generators import Fit, fit_autoregressive_flow, fit_flow_matching, fit_two_stage
+from ldcvae.encodings import Encodings
+from ldcvae.densities.mcmc import hmc
+from ldcvae.metrics.images import frechet_distance
 from ldcvae.model import LDCVAE
-from pipeline.checkpoint import NewestCheckpoint
-from pipeline.compare_cells import SAMPLER_NETS, Cell, Common, StoredAutoencoder, read_autoencoder
-from pipeline.evaluate import decode, image_figures
-from pipeline.generators import (
+from pipeline.store.checkpoint import NewestCheckpoint
+from pipeline.compare.cells import SAMPLER_NETS, Cell, Common, StoredAutoencoder, read_autoencoder
+from pipeline.evaluate.stage import decode, image_figures
+from pipeline.judge.generators import (
     Draw,
     gaussian_draw,
     gibbs_density,
@@ -28,12 +28,12 @@ from pipeline.generators import (
     prior_draw,
     timed_draw,
 )
-from pipeline.memory import peak_mb, reset_peak
-from pipeline.phase_sampler import SamplerPhase
-from pipeline.pictures import image_grid
-from pipeline.schema import Config
-from pipeline.storage import Folder
-from pipeline.world import World, keyed_generator
+from ldcvae.training.heap import peak_mb, reset_peak
+from ldcvae.training.sampler import SamplerPhase
+from pipeline.judge.pages.pictures import image_grid
+from pipeline.config.sections import Config
+from pipeline.store.folder import Folder
+from ldcvae.training.world import World, keyed_generator
 
 __all__ = ["GENERATOR_LABELS", "judge_generator", "passes"]
 

@@ -13,10 +13,10 @@ from typing import Any, NamedTuple
 from matplotlib.lines import Line2D
 from matplotlib.ticker import NullLocator
 
-from pipeline.compare_cells import SAMPLER_NETS
-from pipeline.pictures import DARK, LIGHT, Picture, Theme, log_ticks, new_axes, new_figure, png_bytes
-from pipeline.plots import dots
-from pipeline.report import Cell, render
+from pipeline.compare.cells import SAMPLER_NETS
+from pipeline.judge.pages.pictures import DARK, LIGHT, Picture, Theme, log_ticks, new_axes, new_figure, png_bytes
+from pipeline.report.plots import dots
+from pipeline.report.stage import Cell, render
 
 __all__ = ["make_page", "markdown_table", "speed"]
 

@@ -5,17 +5,17 @@ import statistics
 from collections.abc import Callable
 from typing import Any
 
-from pipeline.cluster import in_job, use_cuda
-from pipeline.compare_autoencoders import decoder_passes, train_autoencoder
-from pipeline.compare_cells import Cell, Common, autoencoder_cell, generator_cell
-from pipeline.compare_generators import judge_generator, passes
-from pipeline.errors import ConfigError, PipelineError
-from pipeline.memory import keep_freed_memory
-from pipeline.progress import Display
-from pipeline.schema import Config
-from pipeline.schema_study import AUTOENCODERS
-from pipeline.storage import Folder
-from pipeline.trial import failure_reason
+from pipeline.remote.connect import in_job, use_cuda
+from pipeline.compare.autoencoders import decoder_passes, train_autoencoder
+from pipeline.compare.cells import Cell, Common, autoencoder_cell, generator_cell
+from pipeline.compare.judge import judge_generator, passes
+from pipeline.config.errors import ConfigError, PipelineError
+from ldcvae.training.heap import keep_freed_memory
+from pipeline.remote.progress import Display
+from pipeline.config.sections import Config
+from pipeline.config.studies import AUTOENCODERS
+from pipeline.store.folder import Folder
+from pipeline.tune.trial import failure_reason
 
 __all__ = ["SELECTOR", "Study"]
 

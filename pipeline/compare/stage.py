@@ -13,26 +13,26 @@ import sys
 from datetime import UTC, datetime
 from typing import Any
 
-from pipeline import prepare
-from pipeline.cli import main
-from pipeline.cluster import connect
-from pipeline.compare_autoencoders import AUTOENCODER_LABELS, decoder_passes
-from pipeline.compare_cells import Common
-from pipeline.compare_generators import GENERATOR_LABELS, passes
-from pipeline.compare_goals import goals
-from pipeline.compare_page import make_page, markdown_table
-from pipeline.compare_study import SELECTOR, Study
-from pipeline.dataset import load_split, read_dataset_manifest
-from pipeline.errors import ConfigError, PipelineError
-from pipeline.evaluate import image_figures
-from pipeline.extractors import build_extractor
-from pipeline.report import machine
-from pipeline.schema import Config
-from pipeline.schema_study import AUTOENCODERS, GENERATORS
-from pipeline.stage import Manifest, run_stage, say
-from pipeline.storage import Folder
-from pipeline.training_images import some_images, training_images
-from pipeline.weights import build_model
+from pipeline.prepare import stage as prepare
+from pipeline.__main__ import main
+from pipeline.remote.connect import connect
+from pipeline.compare.autoencoders import AUTOENCODER_LABELS, decoder_passes
+from pipeline.compare.cells import Common
+from pipeline.compare.judge import GENERATOR_LABELS, passes
+from pipeline.compare.claims import goals
+from pipeline.compare.page import make_page, markdown_table
+from pipeline.compare.schedule import SELECTOR, Study
+from pipeline.store.data.shards import load_split, read_dataset_manifest
+from pipeline.config.errors import ConfigError, PipelineError
+from pipeline.evaluate.stage import image_figures
+from pipeline.judge.extractors import build_extractor
+from pipeline.report.stage import machine
+from pipeline.config.sections import Config
+from pipeline.config.studies import AUTOENCODERS, GENERATORS
+from pipeline.store.manifest import Manifest, run_stage, say
+from pipeline.store.folder import Folder
+from pipeline.store.data.splits import some_images, training_images
+from pipeline.store.model import build_model
 
 __all__ = ["run"]
 

@@ -20,8 +20,8 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from pydantic import BaseModel, ValidationError
 
-from pipeline.errors import ConfigError
-from pipeline.schema import Config
+from pipeline.config.errors import ConfigError
+from pipeline.config.sections import Config
 
 __all__ = ["Config", "describe_keys", "dump_yaml", "load_config", "nearest_key", "override", "parse_config"]
 

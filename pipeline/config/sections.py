@@ -8,8 +8,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from pipeline.schema_base import Auto, Count, Fraction, Positive, Section
-from pipeline.schema_study import CompareConfig, Distribution, TuneConfig
+from pipeline.config.base import Auto, Count, Fraction, Positive, Section
+from pipeline.config.studies import CompareConfig, Distribution, TuneConfig
 
 __all__ = [
     "CompareConfig",

@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from pipeline.schema_base import Count, Positive, Section
+from pipeline.config.base import Count, Positive, Section
 
 __all__ = ["AUTOENCODERS", "GENERATORS", "CompareConfig", "Distribution", "TuneConfig"]
 

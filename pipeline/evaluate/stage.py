@@ -10,21 +10,21 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ldcvae.latent_metrics import median_bandwidths, mmd2, sliced_wasserstein
-from ldcvae.metrics import frechet_distance, kid, prdc
+from ldcvae.metrics.latents import median_bandwidths, mmd2, sliced_wasserstein
+from ldcvae.metrics.images import frechet_distance, kid, prdc
 from ldcvae.model import LDCVAE, as_float
-from pipeline.cli import main
-from pipeline.cluster import run_on_accelerator
-from pipeline.dataset import load_split, read_dataset_manifest
-from pipeline.extractors import Extractor, build_extractor
-from pipeline.generators import build_generators, timed_draw
-from pipeline.progress import Display
-from pipeline.schema import Config
-from pipeline.stage import Manifest, read_manifest, run_folder, run_stage, say
-from pipeline.storage import Folder
-from pipeline.training_images import encode_split, some_images, training_images
-from pipeline.weights import load_model
-from pipeline.world import keyed_generator
+from pipeline.__main__ import main
+from pipeline.remote.connect import run_on_accelerator
+from pipeline.store.data.shards import load_split, read_dataset_manifest
+from pipeline.judge.extractors import Extractor, build_extractor
+from pipeline.judge.generators import build_generators, timed_draw
+from pipeline.remote.progress import Display
+from pipeline.config.sections import Config
+from pipeline.store.manifest import Manifest, read_manifest, run_folder, run_stage, say
+from pipeline.store.folder import Folder
+from pipeline.store.data.splits import encode_split, some_images, training_images
+from pipeline.store.model import load_model
+from ldcvae.training.world import keyed_generator
 
 __all__ = ["image_figures", "run"]
 

@@ -10,14 +10,14 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from ldcvae.model import as_float
-from pipeline.dataset import Images, load_split
-from pipeline.errors import ConfigError, PipelineError
-from pipeline.progress import Display
-from pipeline.schema import EvaluateConfig, TrainConfig
-from pipeline.stage import Manifest
-from pipeline.storage import Folder, sha256
-from pipeline.training_images import labelled_images
-from pipeline.world import keyed_generator
+from pipeline.store.data.shards import Images, load_split
+from pipeline.config.errors import ConfigError, PipelineError
+from pipeline.remote.progress import Display
+from pipeline.config.sections import EvaluateConfig, TrainConfig
+from pipeline.store.manifest import Manifest
+from pipeline.store.folder import Folder, sha256
+from pipeline.store.data.splits import labelled_images
+from ldcvae.training.world import keyed_generator
 
 __all__ = ["Extractor", "build_extractor", "train_classifier"]
 

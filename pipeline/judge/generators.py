@@ -6,11 +6,11 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from ldcvae.energy import Gaussian, GaussianMixture, KernelMixture
-from ldcvae.latents import Encodings, Whitening
-from ldcvae.mcmc import langevin
+from ldcvae.densities.kernel_mixture import Gaussian, GaussianMixture, KernelMixture
+from ldcvae.encodings import Encodings, Whitening
+from ldcvae.densities.mcmc import langevin
 from ldcvae.model import LDCVAE
-from pipeline.schema import EvaluateConfig
+from pipeline.config.sections import EvaluateConfig
 
 __all__ = [
     "Draw",

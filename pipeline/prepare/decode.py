@@ -21,12 +21,12 @@ import pyarrow as pa
 from PIL import Image, ImageOps, UnidentifiedImageError
 from tqdm import tqdm
 
-from pipeline.cluster import connect
-from pipeline.collector import Collector
-from pipeline.config import Config
-from pipeline.errors import PipelineError
-from pipeline.schema import DataConfig
-from pipeline.storage import Folder
+from pipeline.remote.connect import connect
+from pipeline.prepare.gather import Collector
+from pipeline.config.load import Config
+from pipeline.config.errors import PipelineError
+from pipeline.config.sections import DataConfig
+from pipeline.store.folder import Folder
 
 __all__ = [
     "PARALLEL_FROM",

@@ -5,7 +5,7 @@ import tempfile
 
 import numpy as np
 
-from pipeline.errors import PipelineError
+from pipeline.config.errors import PipelineError
 
 __all__ = ["IN_MEMORY", "Collector"]
 

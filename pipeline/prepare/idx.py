@@ -7,12 +7,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from pipeline.collector import Collector
-from pipeline.config import Config
-from pipeline.errors import PipelineError
-from pipeline.image_files import Form, decode_files, fit
-from pipeline.schema import DataConfig
-from pipeline.storage import Folder
+from pipeline.prepare.gather import Collector
+from pipeline.config.load import Config
+from pipeline.config.errors import PipelineError
+from pipeline.prepare.decode import Form, decode_files, fit
+from pipeline.config.sections import DataConfig
+from pipeline.store.folder import Folder
 
 __all__ = ["RawImages", "classes_of", "load_digits", "load_folder", "load_idx", "split_of_name"]
 

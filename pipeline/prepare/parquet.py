@@ -11,12 +11,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.collector import Collector
-from pipeline.errors import PipelineError
-from pipeline.image_files import BadImage, Form, decode, fit_one, progress
-from pipeline.readers import RawImages, classes_of, split_of_name
-from pipeline.schema import DataConfig
-from pipeline.storage import Folder
+from pipeline.prepare.gather import Collector
+from pipeline.config.errors import PipelineError
+from pipeline.prepare.decode import BadImage, Form, decode, fit_one, progress
+from pipeline.prepare.idx import RawImages, classes_of, split_of_name
+from pipeline.config.sections import DataConfig
+from pipeline.store.folder import Folder
 
 __all__ = ["load_parquet"]
 

@@ -11,12 +11,12 @@ from functools import partial
 from importlib.metadata import version
 from typing import Any, NamedTuple
 
-from pipeline.config import Config
-from pipeline.errors import ConfigError, PipelineError
-from pipeline.parquet_files import load_parquet
-from pipeline.readers import RawImages, load_digits, load_folder, load_idx
-from pipeline.storage import Folder, fingerprint
-from pipeline.torchvision_sets import load_torchvision, torchvision_class
+from pipeline.config.load import Config
+from pipeline.config.errors import ConfigError, PipelineError
+from pipeline.prepare.parquet import load_parquet
+from pipeline.prepare.idx import RawImages, load_digits, load_folder, load_idx
+from pipeline.store.folder import Folder, fingerprint
+from pipeline.prepare.torchvision import load_torchvision, torchvision_class
 
 __all__ = ["RawImages", "Source", "find_source"]
 

@@ -9,14 +9,14 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.cli import main
-from pipeline.config import Config
-from pipeline.dataset import SPLITS, write_split
-from pipeline.errors import PipelineError
-from pipeline.schema import DataConfig
-from pipeline.sources import Source, find_source
-from pipeline.stage import Manifest, run_stage, say
-from pipeline.storage import Folder
+from pipeline.__main__ import main
+from pipeline.config.load import Config
+from pipeline.store.data.shards import SPLITS, write_split
+from pipeline.config.errors import PipelineError
+from pipeline.config.sections import DataConfig
+from pipeline.prepare.sources import Source, find_source
+from pipeline.store.manifest import Manifest, run_stage, say
+from pipeline.store.folder import Folder
 
 __all__ = ["cut_splits", "run"]
 

@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from pipeline.collector import Collector
-from pipeline.errors import ConfigError, PipelineError
-from pipeline.image_files import Form, progress, to_array
-from pipeline.readers import RawImages, classes_of
-from pipeline.schema import DataConfig
+from pipeline.prepare.gather import Collector
+from pipeline.config.errors import ConfigError, PipelineError
+from pipeline.prepare.decode import Form, progress, to_array
+from pipeline.prepare.idx import RawImages, classes_of
+from pipeline.config.sections import DataConfig
 
 __all__ = ["load_torchvision", "torchvision_class"]
 

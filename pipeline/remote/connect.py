@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from pipeline.errors import PipelineError
-from pipeline.schema import Config
+from pipeline.config.errors import PipelineError
+from pipeline.config.sections import Config
 
 __all__ = ["connect", "has_gpus", "in_job", "parallel_map", "run_on_accelerator", "use_cuda"]
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from pipeline.stage import say
+from pipeline.store.manifest import say
 
 __all__ = ["Display", "board", "describe"]
 

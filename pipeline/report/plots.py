@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from matplotlib.ticker import MaxNLocator
 
-from pipeline.pictures import LIGHT, Picture, Theme, log_ticks, new_figure, png_bytes
+from pipeline.judge.pages.pictures import LIGHT, Picture, Theme, log_ticks, new_figure, png_bytes
 
 __all__ = ["curve", "dots", "plane", "training_curves"]
 

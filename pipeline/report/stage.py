@@ -20,17 +20,19 @@ import torch
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from torch import Tensor
 
-from ldcvae import LDCVAE, Posterior
-from pipeline.cli import main
-from pipeline.config import Config, dump_yaml
-from pipeline.dataset import decode_shard, load_split
-from pipeline.history import read_history
-from pipeline.pictures import Picture, image_grid
-from pipeline.plots import dots, plane, training_curves
-from pipeline.stage import Manifest, read_manifest, run_folder, run_stage, say
-from pipeline.storage import Folder
-from pipeline.tune_plots import stored_pictures
-from pipeline.weights import load_model
+from ldcvae import LDCVAE
+
+from ldcvae import Posterior
+from pipeline.__main__ import main
+from pipeline.config.load import Config, dump_yaml
+from pipeline.store.data.shards import decode_shard, load_split
+from pipeline.store.history import read_history
+from pipeline.judge.pages.pictures import Picture, image_grid
+from pipeline.report.plots import dots, plane, training_curves
+from pipeline.store.manifest import Manifest, read_manifest, run_folder, run_stage, say
+from pipeline.store.folder import Folder
+from pipeline.tune.plots import stored_pictures
+from pipeline.store.model import load_model
 
 __all__ = ["Cell", "format_column", "interpolate", "machine", "render", "run"]
 

@@ -14,15 +14,15 @@ from PIL import Image
 from torch import Tensor
 
 from ldcvae.model import LDCVAE
-from pipeline.cli import main
-from pipeline.cluster import connect, parallel_map
-from pipeline.dataset import encode_shard
-from pipeline.pictures import image_grid
-from pipeline.schema import Config
-from pipeline.stage import Manifest, read_manifest, run_folder, run_stage
-from pipeline.storage import Folder
-from pipeline.weights import load_model
-from pipeline.world import keyed_generator
+from pipeline.__main__ import main
+from pipeline.remote.connect import connect, parallel_map
+from pipeline.store.data.shards import encode_shard
+from pipeline.judge.pages.pictures import image_grid
+from pipeline.config.sections import Config
+from pipeline.store.manifest import Manifest, read_manifest, run_folder, run_stage
+from pipeline.store.folder import Folder
+from pipeline.store.model import load_model
+from ldcvae.training.world import keyed_generator
 
 __all__ = ["encode_png", "run", "sample_batch"]
 

@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from safetensors.torch import load, save
 
-from pipeline.errors import PipelineError
-from pipeline.storage import Folder, fingerprint, sha256
+from pipeline.config.errors import PipelineError
+from pipeline.store.folder import Folder, fingerprint, sha256
 
 __all__ = ["NewestCheckpoint", "load_state", "save_state"]
 

@@ -19,7 +19,7 @@ from typing import IO, Any
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
-from pipeline.errors import ConfigError, PipelineError
+from pipeline.config.errors import ConfigError, PipelineError
 
 __all__ = ["Folder", "fingerprint", "sha256"]
 

@@ -12,7 +12,7 @@ from tensorboard.compat.proto.event_pb2 import Event
 from tensorboard.compat.proto.summary_pb2 import Summary
 from tensorboard.summary.writer.record_writer import RecordWriter
 
-from pipeline.storage import Folder
+from pipeline.store.folder import Folder
 
 __all__ = ["HISTORY_FILES", "read_history", "write_history"]
 

@@ -7,9 +7,9 @@ from datetime import UTC, datetime
 from importlib.metadata import version
 from typing import Any, NamedTuple
 
-from pipeline.config import Config, dump_yaml
-from pipeline.errors import PipelineError
-from pipeline.storage import Folder, fingerprint, sha256
+from pipeline.config.load import Config, dump_yaml
+from pipeline.config.errors import PipelineError
+from pipeline.store.folder import Folder, fingerprint, sha256
 
 __all__ = ["Manifest", "read_manifest", "run_folder", "run_stage", "say", "versions"]
 

@@ -10,9 +10,9 @@ from pathlib import Path
 from torch import nn
 
 from ldcvae.model import LDCVAE, LDCVAEConfig
-from pipeline.schema import Config
-from pipeline.stage import read_manifest
-from pipeline.storage import Folder
+from pipeline.config.sections import Config
+from pipeline.store.manifest import read_manifest
+from pipeline.store.folder import Folder
 
 __all__ = ["BEST_FILES", "MODEL_FILES", "build_model", "load_model", "write_best", "write_model"]
 

@@ -6,17 +6,17 @@ TensorBoard events and checkpoints. Killed at any moment, the same command goes 
 
 from typing import Any
 
-from pipeline.cli import main
-from pipeline.cluster import connect, in_job, use_cuda
-from pipeline.dataset import read_dataset_manifest
-from pipeline.errors import ConfigError, PipelineError
-from pipeline.history import HISTORY_FILES, read_history
-from pipeline.progress import board
-from pipeline.schema import Config
-from pipeline.stage import Manifest, run_folder, run_stage, say
-from pipeline.storage import Folder
-from pipeline.weights import BEST_FILES, MODEL_FILES, build_model
-from pipeline.worker import train_worker
+from pipeline.__main__ import main
+from pipeline.remote.connect import connect, in_job, use_cuda
+from pipeline.store.data.shards import read_dataset_manifest
+from pipeline.config.errors import ConfigError, PipelineError
+from pipeline.store.history import HISTORY_FILES, read_history
+from pipeline.remote.progress import board
+from pipeline.config.sections import Config
+from pipeline.store.manifest import Manifest, run_folder, run_stage, say
+from pipeline.store.folder import Folder
+from pipeline.store.model import BEST_FILES, MODEL_FILES, build_model
+from pipeline.train.worker import train_worker
 
 __all__ = ["run"]
 

@@ -11,21 +11,21 @@ from torch.nn.parallel import DistributedDataParallel
 
 from ldcvae.model import LDCVAE
 from ldcvae.networks import choose_network
-from pipeline.checkpoint import load_state, save_state
-from pipeline.dataset import load_split
-from pipeline.errors import PipelineError
-from pipeline.history import write_history
-from pipeline.memory import keep_freed_memory
-from pipeline.monitor import NonFiniteLossError
-from pipeline.phase import Phase
-from pipeline.phase_autoencoder import AutoencoderPhase
-from pipeline.phase_sampler import SamplerPhase
-from pipeline.row_groups import StoredSplit
-from pipeline.schema import Config, TrainConfig
-from pipeline.storage import Folder
-from pipeline.training_images import encode_split, training_images
-from pipeline.weights import build_model, write_best, write_model
-from pipeline.world import World
+from pipeline.store.checkpoint import load_state, save_state
+from pipeline.store.data.shards import load_split
+from pipeline.config.errors import PipelineError
+from pipeline.store.history import write_history
+from ldcvae.training.heap import keep_freed_memory
+from ldcvae.training.monitor import NonFiniteLossError
+from ldcvae.training.phase import Phase
+from ldcvae.training.autoencoder import AutoencoderPhase
+from ldcvae.training.sampler import SamplerPhase
+from pipeline.store.data.stored import StoredSplit
+from pipeline.config.sections import Config, TrainConfig
+from pipeline.store.folder import Folder
+from pipeline.store.data.splits import encode_split, training_images
+from pipeline.store.model import build_model, write_best, write_model
+from ldcvae.training.world import World
 
 __all__ = ["resolve_auto", "train_worker", "train_world"]
 

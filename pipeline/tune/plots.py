@@ -11,9 +11,9 @@ from optuna.importance import FanovaImportanceEvaluator, get_param_importances
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
-from pipeline.pictures import LIGHT, Picture, Theme, new_figure, png_bytes
-from pipeline.stage import Manifest
-from pipeline.storage import Folder
+from pipeline.judge.pages.pictures import LIGHT, Picture, Theme, new_figure, png_bytes
+from pipeline.store.manifest import Manifest
+from pipeline.store.folder import Folder
 
 __all__ = ["history", "importances", "parallel_coordinates", "search_pictures", "stored_pictures"]
 

@@ -5,9 +5,9 @@ from typing import Any
 
 import torch
 
-from pipeline.trial import Common, run_trial
-from pipeline.worker import train_world
-from pipeline.world import World
+from pipeline.tune.trial import Common, run_trial
+from pipeline.train.worker import train_world
+from ldcvae.training.world import World
 
 __all__ = ["nested_trial", "single_trial"]
 
@@ -50,9 +50,9 @@ def nested_trial(params: dict[str, Any], job: dict[str, Any], common: Common) ->
     from ray.train.torch import TorchTrainer
     from ray.tune.integration.ray_train import TuneReportCallback
 
-    from pipeline.cluster import use_cuda
-    from pipeline.schema import Config
-    from pipeline.storage import Folder
+    from pipeline.remote.connect import use_cuda
+    from pipeline.config.sections import Config
+    from pipeline.store.folder import Folder
 
     if params["invalid"]:
         tune.report(_refused(params))

@@ -15,14 +15,14 @@ from optuna.trial import TrialState
 from ray.tune.schedulers import AsyncHyperBandScheduler
 from ray.tune.search.optuna import OptunaSearch
 
-from pipeline.config import override
-from pipeline.errors import ConfigError
-from pipeline.schema import Config
-from pipeline.space import SearchSpace
-from pipeline.stage import say
-from pipeline.storage import Folder
-from pipeline.study import best_trial, finished
-from pipeline.trial import MAXIMISED
+from pipeline.config.load import override
+from pipeline.config.errors import ConfigError
+from pipeline.config.sections import Config
+from pipeline.tune.space import SearchSpace
+from pipeline.store.manifest import say
+from pipeline.store.folder import Folder
+from pipeline.tune.study import best_trial, finished
+from pipeline.tune.trial import MAXIMISED
 
 __all__ = ["StudyScheduler", "StudySearch"]
 

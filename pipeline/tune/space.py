@@ -12,9 +12,9 @@ from typing import Any
 
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 
-from pipeline.config import describe_keys, nearest_key, override
-from pipeline.errors import ConfigError
-from pipeline.schema import Config, Distribution
+from pipeline.config.load import describe_keys, nearest_key, override
+from pipeline.config.errors import ConfigError
+from pipeline.config.sections import Config, Distribution
 
 __all__ = ["SearchSpace", "build_space", "ladder"]
 

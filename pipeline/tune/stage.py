@@ -13,21 +13,23 @@ from typing import Any
 
 import yaml
 
-from pipeline import prepare, train
-from pipeline.cli import main
-from pipeline.cluster import connect, in_job, use_cuda
-from pipeline.config import override
-from pipeline.dataset import load_split, read_dataset_manifest
-from pipeline.errors import ConfigError
-from pipeline.extractors import build_extractor
-from pipeline.pictures import Picture
-from pipeline.schema import Config
-from pipeline.space import SearchSpace, build_space
-from pipeline.stage import Manifest, run_folder, run_stage, say
-from pipeline.storage import Folder, fingerprint
-from pipeline.training_images import encode_split, training_images
-from pipeline.trial import Common, Shared, reconstruction_error
-from pipeline.weights import load_model
+from pipeline.prepare import stage as prepare
+
+from pipeline.train import stage as train
+from pipeline.__main__ import main
+from pipeline.remote.connect import connect, in_job, use_cuda
+from pipeline.config.load import override
+from pipeline.store.data.shards import load_split, read_dataset_manifest
+from pipeline.config.errors import ConfigError
+from pipeline.judge.extractors import build_extractor
+from pipeline.judge.pages.pictures import Picture
+from pipeline.config.sections import Config
+from pipeline.tune.space import SearchSpace, build_space
+from pipeline.store.manifest import Manifest, run_folder, run_stage, say
+from pipeline.store.folder import Folder, fingerprint
+from pipeline.store.data.splits import encode_split, training_images
+from pipeline.tune.trial import Common, Shared, reconstruction_error
+from pipeline.store.model import load_model
 
 __all__ = ["run"]
 
@@ -95,9 +97,9 @@ def _sweep(config: Config, run: Folder, space: SearchSpace, study: Any, storage:
     from ray import tune
     from ray.tune.execution import class_cache
 
-    from pipeline.search import StudyScheduler, StudySearch
-    from pipeline.study import build_sampler, directions, finished
-    from pipeline.trial_process import nested_trial, single_trial
+    from pipeline.tune.search import StudyScheduler, StudySearch
+    from pipeline.tune.study import build_sampler, directions, finished
+    from pipeline.tune.processes import nested_trial, single_trial
 
     # Tune would copy keys of object stores into runtime environments, which Ray writes into its logs.
     # A trial has them from its node anyway.
@@ -168,8 +170,8 @@ def _tell(config: Config, default: dict[str, float], best: Any) -> None:
 
 def _results(config: Config, run: Folder, study: Any, name: str) -> tuple[list[str], dict[str, Any]]:
     """Write everything that follows from the study."""
-    from pipeline.study import best_trial, finished, table_bytes, trials_table
-    from pipeline.tune_plots import search_pictures
+    from pipeline.tune.study import best_trial, finished, table_bytes, trials_table
+    from pipeline.tune.plots import search_pictures
 
     best, trials = best_trial(study), finished(study)
     default = next((trial for trial in trials if trial.user_attrs.get("origin") == "defaults"), None)
@@ -234,7 +236,7 @@ def run(config: Config, force: bool = False) -> Manifest:
     """
     import optuna
 
-    from pipeline.study import directions, enqueue_points, open_storage
+    from pipeline.tune.study import directions, enqueue_points, open_storage
 
     space = build_space(config)
     if in_job() and "://" not in config.storage and not config.storage.startswith(("/", "~")):

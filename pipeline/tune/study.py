@@ -16,11 +16,11 @@ from optuna.storages.journal import BaseJournalBackend, JournalFileBackend
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
-from pipeline.errors import ConfigError, PipelineError
-from pipeline.schema import TuneConfig
-from pipeline.space import SearchSpace
-from pipeline.storage import Folder
-from pipeline.trial import MAXIMISED
+from pipeline.config.errors import ConfigError, PipelineError
+from pipeline.config.sections import TuneConfig
+from pipeline.tune.space import SearchSpace
+from pipeline.store.folder import Folder
+from pipeline.tune.trial import MAXIMISED
 
 __all__ = ["JOURNAL", "best_trial", "build_sampler", "enqueue_points", "finished", "open_storage", "trials_table"]
 

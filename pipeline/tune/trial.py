@@ -14,27 +14,27 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ldcvae.latents import Encodings
-from ldcvae.metrics import frechet_distance
+from ldcvae.encodings import Encodings
+from ldcvae.metrics.images import frechet_distance
 from ldcvae.model import LDCVAE, as_float, split_posterior
 from ldcvae.networks import choose_network
-from pipeline.checkpoint import NewestCheckpoint
-from pipeline.dataset import load_split
-from pipeline.evaluate import image_figures
-from pipeline.extractors import Extractor
-from pipeline.memory import keep_freed_memory
-from pipeline.monitor import NonFiniteLossError
-from pipeline.phase import Phase
-from pipeline.phase_autoencoder import AutoencoderPhase
-from pipeline.phase_sampler import SamplerPhase
-from pipeline.pictures import image_grid
-from pipeline.row_groups import StoredSplit
-from pipeline.schema import Config
-from pipeline.storage import Folder
-from pipeline.training_images import encode_split, some_images, training_images
-from pipeline.weights import build_model
-from pipeline.worker import resolve_auto
-from pipeline.world import World, keyed_generator
+from pipeline.store.checkpoint import NewestCheckpoint
+from pipeline.store.data.shards import load_split
+from pipeline.evaluate.stage import image_figures
+from pipeline.judge.extractors import Extractor
+from ldcvae.training.heap import keep_freed_memory
+from ldcvae.training.monitor import NonFiniteLossError
+from ldcvae.training.phase import Phase
+from ldcvae.training.autoencoder import AutoencoderPhase
+from ldcvae.training.sampler import SamplerPhase
+from pipeline.judge.pages.pictures import image_grid
+from pipeline.store.data.stored import StoredSplit
+from pipeline.config.sections import Config
+from pipeline.store.folder import Folder
+from pipeline.store.data.splits import encode_split, some_images, training_images
+from pipeline.store.model import build_model
+from pipeline.train.worker import resolve_auto
+from ldcvae.training.world import World, keyed_generator
 
 __all__ = ["MAXIMISED", "Common", "Report", "Shared", "failure_reason", "reconstruction_error", "run_trial"]
 

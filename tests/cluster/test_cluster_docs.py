@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.config import load_config
+from pipeline.config.load import load_config
 
 ROOT = Path(__file__).parents[2]
 DOCS = (ROOT / "docs" / "cluster.md").read_text()

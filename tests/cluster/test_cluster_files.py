@@ -187,7 +187,7 @@ def test_kubernetes_job_ends_with_its_machines():
 
 
 def test_kubernetes_entrypoint_is_a_valid_command():
-    from pipeline.config import load_config
+    from pipeline.config.load import load_config
 
     words = rayjob()[1]["spec"]["entrypoint"].split()
     assert words[:4] == ["python", "-m", "pipeline.run", "--config"]

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from ldcvae.baselines import RegularisedObjective, VampObjective, WassersteinObjective, imq_mmd2
-from ldcvae.metrics import unbiased_mmd2
+from ldcvae.rivals.objectives import RegularisedObjective, VampObjective, WassersteinObjective, imq_mmd2
+from ldcvae.metrics.images import unbiased_mmd2
 from ldcvae.objective import elbo_step
 
 

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from ldcvae.diagnostics import kernel_stein_discrepancy, stein_ratio, variance_ratio
+from ldcvae.metrics.diagnostics import kernel_stein_discrepancy, stein_ratio, variance_ratio
 
 
 def normal(*shape: int, seed: int = 0) -> torch.Tensor:

@@ -4,7 +4,7 @@ import pytest
 import torch
 from sklearn.mixture import GaussianMixture
 
-from ldcvae import em
+from ldcvae.densities import em
 
 
 def clusters(n: int, d: int, seed: int = 0) -> torch.Tensor:

@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from ldcvae.kernels import (
+from ldcvae.directions.kernels import (
     KERNELS,
     get_kernel,
     mean_square_distance,

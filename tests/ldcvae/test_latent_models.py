@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from ldcvae.gaussian import GaussianMixture
-from ldcvae.latent_metrics import median_bandwidths, mmd2
-from ldcvae.latent_models import Fit, fit_autoregressive_flow, fit_flow_matching, fit_two_stage
+from ldcvae.densities.gaussian import GaussianMixture
+from ldcvae.metrics.latents import median_bandwidths, mmd2
+from ldcvae.rivals.generators import Fit, fit_autoregressive_flow, fit_flow_matching, fit_two_stage
 
 FITS = {"maf": fit_autoregressive_flow, "flow_matching": fit_flow_matching, "two_stage": fit_two_stage}
 

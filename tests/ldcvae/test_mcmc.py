@@ -5,9 +5,9 @@ import math
 import pytest
 import torch
 
-from ldcvae.energy import Gaussian, GaussianMixture, KernelMixture, StandardNormal
-from ldcvae.latent_metrics import median_bandwidths, mmd2
-from ldcvae.mcmc import hmc, langevin, noise_levels
+from ldcvae.densities.kernel_mixture import Gaussian, GaussianMixture, KernelMixture, StandardNormal
+from ldcvae.metrics.latents import median_bandwidths, mmd2
+from ldcvae.densities.mcmc import hmc, langevin, noise_levels
 
 
 def seeded(seed: int = 0) -> torch.Generator:

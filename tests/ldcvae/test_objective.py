@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from ldcvae.energy import StandardNormal
+from ldcvae.densities.kernel_mixture import StandardNormal
 from ldcvae.model import LDCVAE, LDCVAEConfig, reconstruction_loss, split_posterior
 from ldcvae.objective import elbo_step, sampler_direction, svgd_step
 

@@ -6,10 +6,10 @@ import pytest
 import torch
 from torch import nn
 
-from ldcvae.kernels import KERNELS, get_kernel
+from ldcvae.directions.kernels import KERNELS, get_kernel
 from ldcvae.networks import SamplerNet
-from ldcvae.svgd import amortised_loss, particle_direction, stein_direction, svgd
-from ldcvae.two_sample import drift, score_difference
+from ldcvae.directions.stein import amortised_loss, particle_direction, stein_direction, svgd
+from ldcvae.directions.two_sample import drift, score_difference
 
 
 def normal(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> torch.Tensor:

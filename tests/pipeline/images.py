@@ -2,8 +2,8 @@
 
 import io
 
-from pipeline.config import parse_config
-from pipeline.sources import find_source
+from pipeline.config.load import parse_config
+from pipeline.prepare.sources import find_source
 
 
 def load(source, path=None, **data):

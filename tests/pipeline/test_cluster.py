@@ -3,10 +3,10 @@
 import pytest
 import ray
 
-from pipeline.cluster import connect
-from pipeline.config import load_config
-from pipeline.errors import ConfigError, PipelineError
-from pipeline.train import _check
+from pipeline.remote.connect import connect
+from pipeline.config.load import load_config
+from pipeline.config.errors import ConfigError, PipelineError
+from pipeline.train.stage import _check
 
 
 @pytest.mark.parametrize(

@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipeline.compare_page import make_page, markdown_table, speed
-from pipeline.pictures import DARK, LIGHT, image_grid
+from pipeline.compare.page import make_page, markdown_table, speed
+from pipeline.judge.pages.pictures import DARK, LIGHT, image_grid
 
 ATTACK = "GMM <b>& | co"
 FD = {"prior": 47.0, "gmm": 14.0, "score_difference": 10.5, "encoder": 9.5}

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.cli import main
-from pipeline.config import Config, describe_keys, dump_yaml, load_config
-from pipeline.errors import ConfigError, PipelineError
+from pipeline.__main__ import main
+from pipeline.config.load import Config, describe_keys, dump_yaml, load_config
+from pipeline.config.errors import ConfigError, PipelineError
 
 ROOT = Path(__file__).parents[2]
 

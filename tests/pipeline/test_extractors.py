@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline.config import load_config
-from pipeline.dataset import Images, read_dataset_manifest, write_split
-from pipeline.errors import ConfigError, PipelineError
-from pipeline.extractors import build_extractor, train_classifier
-from pipeline.stage import run_folder, run_stage
+from pipeline.config.load import load_config
+from pipeline.store.data.shards import Images, read_dataset_manifest, write_split
+from pipeline.config.errors import ConfigError, PipelineError
+from pipeline.judge.extractors import build_extractor, train_classifier
+from pipeline.store.manifest import run_folder, run_stage
 
 
 def make_run(tmp_path, labels=True, shape=(1, 8, 8)):

@@ -5,11 +5,13 @@ import pytest
 from images import encoded, load, save
 from PIL import Image
 
-from pipeline import collector, image_files
-from pipeline.config import parse_config
-from pipeline.errors import PipelineError
-from pipeline.image_files import BadImage, Form, decode, to_array
-from pipeline.sources import find_source
+from pipeline.prepare import gather as collector
+
+from pipeline.prepare import decode as image_files
+from pipeline.config.load import parse_config
+from pipeline.config.errors import PipelineError
+from pipeline.prepare.decode import BadImage, Form, decode, to_array
+from pipeline.prepare.sources import find_source
 
 
 @pytest.mark.parametrize(

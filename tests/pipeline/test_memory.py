@@ -4,7 +4,7 @@ import mmap
 
 import pytest
 
-from pipeline import memory
+from ldcvae.training import heap as memory
 
 
 def test_the_heap_is_trimmed_when_it_has_grown_and_not_before(monkeypatch: pytest.MonkeyPatch) -> None:

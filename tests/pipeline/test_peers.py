@@ -7,11 +7,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipeline.config import load_config
-from pipeline.dataset import load_split
-from pipeline.errors import ConfigError, PipelineError
-from pipeline.prepare import run as prepare
-from pipeline.stage import run_folder
+from pipeline.config.load import load_config
+from pipeline.store.data.shards import load_split
+from pipeline.config.errors import ConfigError, PipelineError
+from pipeline.prepare.stage import run as prepare
+from pipeline.store.manifest import run_folder
 
 FOLDER = Path(__file__).parents[2] / "benchmarks" / "peers"
 MODULES = ("exchange", "export", "judge", "table")

@@ -12,20 +12,20 @@ import torch
 import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
-from ldcvae.latents import Encodings
+from ldcvae.encodings import Encodings
 from ldcvae.model import LDCVAE
-from pipeline.checkpoint import load_state, save_state
-from pipeline.config import load_config
-from pipeline.errors import PipelineError
-from pipeline.monitor import LossMonitor, NonFiniteLossError
-from pipeline.phase import Cast
-from pipeline.phase_autoencoder import AutoencoderPhase
-from pipeline.phase_sampler import SamplerPhase
-from pipeline.storage import Folder
-from pipeline.training_images import encode_split
-from pipeline.weights import build_model, write_best
-from pipeline.worker import resolve_auto
-from pipeline.world import World
+from pipeline.store.checkpoint import load_state, save_state
+from pipeline.config.load import load_config
+from pipeline.config.errors import PipelineError
+from ldcvae.training.monitor import LossMonitor, NonFiniteLossError
+from ldcvae.training.phase import Cast
+from ldcvae.training.autoencoder import AutoencoderPhase
+from ldcvae.training.sampler import SamplerPhase
+from pipeline.store.folder import Folder
+from pipeline.store.data.splits import encode_split
+from pipeline.store.model import build_model, write_best
+from pipeline.train.worker import resolve_auto
+from ldcvae.training.world import World
 
 SMALL = [
     "model.width=16",

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipeline.pictures import DARK, LIGHT, image_grid
-from pipeline.plots import curve, dots, plane, training_curves
+from pipeline.judge.pages.pictures import DARK, LIGHT, image_grid
+from pipeline.report.plots import curve, dots, plane, training_curves
 
 
 def pixels(png, mode="RGB"):

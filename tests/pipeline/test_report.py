@@ -14,15 +14,17 @@ import pytest
 import torch
 from PIL import Image
 
-from ldcvae import LDCVAE, LDCVAEConfig
-from pipeline import report
-from pipeline.config import parse_config
-from pipeline.dataset import encode_shard, write_split
-from pipeline.errors import PipelineError
-from pipeline.history import HISTORY_FILES, write_history
-from pipeline.pictures import image_grid
-from pipeline.stage import run_folder, run_stage
-from pipeline.weights import MODEL_FILES, write_model
+from ldcvae import LDCVAE
+
+from ldcvae import LDCVAEConfig
+from pipeline.report import stage as report
+from pipeline.config.load import parse_config
+from pipeline.store.data.shards import encode_shard, write_split
+from pipeline.config.errors import PipelineError
+from pipeline.store.history import HISTORY_FILES, write_history
+from pipeline.judge.pages.pictures import image_grid
+from pipeline.store.manifest import run_folder, run_stage
+from pipeline.store.model import MODEL_FILES, write_model
 
 KEYS = ("fd", "kid", "precision", "recall", "density", "coverage", "mmd2", "sliced_wasserstein", "latents_per_s")
 FD = {"prior": 28.76, "gaussian": 21.24, "gmm": 16.53, "langevin": 18.35, "sampler": 14.94, "encoder": 14.55}

@@ -12,18 +12,18 @@ import torch
 from optuna.storages import InMemoryStorage, JournalStorage
 from optuna.trial import TrialState
 
-from pipeline import prepare
-from pipeline.config import load_config
-from pipeline.dataset import load_split
-from pipeline.errors import ConfigError, PipelineError
-from pipeline.extractors import build_extractor
-from pipeline.monitor import NonFiniteLossError
-from pipeline.schema import Config
-from pipeline.search import StudyScheduler, StudySearch
-from pipeline.space import build_space
-from pipeline.stage import run_folder
-from pipeline.storage import Folder
-from pipeline.study import (
+from pipeline.prepare import stage as prepare
+from pipeline.config.load import load_config
+from pipeline.store.data.shards import load_split
+from pipeline.config.errors import ConfigError, PipelineError
+from pipeline.judge.extractors import build_extractor
+from ldcvae.training.monitor import NonFiniteLossError
+from pipeline.config.sections import Config
+from pipeline.tune.search import StudyScheduler, StudySearch
+from pipeline.tune.space import build_space
+from pipeline.store.manifest import run_folder
+from pipeline.store.folder import Folder
+from pipeline.tune.study import (
     FolderJournal,
     best_trial,
     build_sampler,
@@ -33,11 +33,11 @@ from pipeline.study import (
     table_bytes,
     trials_table,
 )
-from pipeline.trial import WORST, Common, Shared, failure_reason, run_trial
-from pipeline.tune import _best_yaml, _common
-from pipeline.tune_plots import search_pictures
-from pipeline.weights import build_model
-from pipeline.world import World
+from pipeline.tune.trial import WORST, Common, Shared, failure_reason, run_trial
+from pipeline.tune.stage import _best_yaml, _common
+from pipeline.tune.plots import search_pictures
+from pipeline.store.model import build_model
+from ldcvae.training.world import World
 
 SMALL = [
     "model.width=16",

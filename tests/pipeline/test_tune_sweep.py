@@ -12,7 +12,7 @@ from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, TrialState
 from processes import descendants, finish, kill_driver, run, start, wait_for
 
-from pipeline.config import load_config
+from pipeline.config.load import load_config
 
 SPACE = {
     "sampler.learning_rate": {"type": "choice", "values": [0.001, 0.003, 1e30]},

@@ -19,9 +19,9 @@ import pyarrow.parquet as pq
 import torch
 from torch import Tensor
 
-from pipeline.errors import PipelineError
-from pipeline.stage import Manifest, read_manifest
-from pipeline.storage import Folder
+from pipeline.config.errors import PipelineError
+from pipeline.store.manifest import Manifest, read_manifest
+from pipeline.store.folder import Folder
 
 __all__ = [
     "GROUP_BYTES",

@@ -3,13 +3,13 @@
 import torch
 from torch import Tensor
 
-from ldcvae.latents import Encodings
+from ldcvae.encodings import Encodings
 from ldcvae.model import LDCVAE
-from pipeline.dataset import Images, load_split, read_dataset_manifest
-from pipeline.feed import WINDOW_BYTES
-from pipeline.row_groups import StoredSplit
-from pipeline.storage import Folder
-from pipeline.world import World, keyed_generator
+from pipeline.store.data.shards import Images, load_split, read_dataset_manifest
+from pipeline.store.data.stream import WINDOW_BYTES
+from pipeline.store.data.stored import StoredSplit
+from pipeline.store.folder import Folder
+from ldcvae.training.world import World, keyed_generator
 
 __all__ = ["encode_split", "labelled_images", "some_images", "training_images"]
 

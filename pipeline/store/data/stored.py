@@ -10,10 +10,10 @@ import pyarrow.parquet as pq
 import torch
 from torch import Tensor
 
-from pipeline.dataset import Images, decode_table, group_digest, index_name, read_dataset_manifest
-from pipeline.errors import PipelineError
-from pipeline.storage import Folder
-from pipeline.world import keyed_generator
+from pipeline.store.data.shards import Images, decode_table, group_digest, index_name, read_dataset_manifest
+from pipeline.config.errors import PipelineError
+from pipeline.store.folder import Folder
+from ldcvae.training.world import keyed_generator
 
 __all__ = ["RowGroup", "StoredSplit"]
 

@@ -10,8 +10,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from pipeline.row_groups import RowGroup, StoredSplit
-from pipeline.world import World, keyed_generator
+from pipeline.store.data.stored import RowGroup, StoredSplit
+from ldcvae.training.world import World, keyed_generator
 
 __all__ = ["WINDOW_BYTES", "Batch", "InMemory", "Streamed", "make_feed", "window_bytes"]
 
