@@ -13,14 +13,14 @@ import tempfile
 import torch
 
 from ldcvae.metrics.latents import median_bandwidths, mmd2
-from pipeline.prepare import stage as prepare
-from pipeline.train import stage as train
+from ldcvae.training.world import keyed_generator
 from pipeline.config.load import load_config
-from pipeline.store.data.shards import load_split
 from pipeline.judge.generators import build_generators, timed_draw
+from pipeline.prepare import stage as prepare
+from pipeline.store.data.shards import load_split
 from pipeline.store.manifest import run_folder
 from pipeline.store.model import load_model
-from ldcvae.training.world import keyed_generator
+from pipeline.train import stage as train
 
 DRAWS, REPEATS = 2000, 5
 STEPS = (12, 24, 48, 120, 240, 480)

@@ -19,19 +19,19 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from pipeline.config.load import load_config
-from pipeline.store.data.shards import load_split, write_split
-from pipeline.store.data.stream import InMemory, Streamed, make_feed, window_bytes
-from ldcvae.training.heap import keep_freed_memory
 from ldcvae.training.autoencoder import AutoencoderPhase
-from pipeline.store.data.stored import StoredSplit
+from ldcvae.training.heap import keep_freed_memory
+from ldcvae.training.world import World
+from pipeline.config.load import load_config
 from pipeline.config.sections import Config
-from pipeline.store.manifest import run_folder, run_stage
-from pipeline.store.folder import Folder
+from pipeline.store.data.shards import load_split, write_split
 from pipeline.store.data.splits import training_images
+from pipeline.store.data.stored import StoredSplit
+from pipeline.store.data.stream import InMemory, Streamed, make_feed, window_bytes
+from pipeline.store.folder import Folder
+from pipeline.store.manifest import run_folder, run_stage
 from pipeline.store.model import build_model
 from pipeline.train.worker import resolve_auto
-from ldcvae.training.world import World
 
 IMAGES, ROUNDS, BATCH = 20_480, 5, 128
 SMALL, LARGE = (1, 28, 28), (3, 64, 64)

@@ -14,12 +14,12 @@ import time
 import torch
 from torch.nn import functional
 
-from pipeline.config.load import load_config
-from ldcvae.training.heap import keep_freed_memory
 from ldcvae.training.autoencoder import AutoencoderPhase
+from ldcvae.training.heap import keep_freed_memory
+from ldcvae.training.world import World
+from pipeline.config.load import load_config
 from pipeline.store.model import build_model
 from pipeline.train.worker import resolve_auto
-from ldcvae.training.world import World
 
 IMAGES, ROUNDS = 4096, 7
 OVERRIDES = [

@@ -11,14 +11,14 @@ import sys
 import tempfile
 import time
 
-from pipeline.prepare import stage as prepare
-from pipeline.config.load import load_config
-from pipeline.store.data.shards import load_split
-from pipeline.judge.extractors import build_extractor
-from pipeline.store.manifest import run_folder
-from pipeline.tune.trial import Common, Shared, run_trial
-from pipeline.store.model import build_model
 from ldcvae.training.world import World
+from pipeline.config.load import load_config
+from pipeline.judge.extractors import build_extractor
+from pipeline.prepare import stage as prepare
+from pipeline.store.data.shards import load_split
+from pipeline.store.manifest import run_folder
+from pipeline.store.model import build_model
+from pipeline.tune.trial import Common, Shared, run_trial
 
 DEFAULTS = ["model.network=conv", "model.width=32", "sampler.particles=256", "sampler.steps=1000"]
 

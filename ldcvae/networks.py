@@ -6,11 +6,13 @@ encoder maps (B, C, H, W) in [0, 1] to (B, 2d), mean and log variance side by si
 """
 
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-__all__ = ["NETWORKS", "SamplerNet", "build_decoder", "build_encoder", "choose_network", "residual_mlp"]
+from ldcvae.variants import NETWORKS
+
+__all__ = ["SamplerNet", "build_decoder", "build_encoder", "choose_network", "residual_mlp"]
 
 Shape = tuple[int, int, int]
 
@@ -22,17 +24,17 @@ def _mlp(sizes: Sequence[int]) -> list[nn.Module]:
     return layers[:-1]
 
 
-def _mlp_encoder(shape: Shape, latent_dim: int, width: int, depth: int) -> nn.Module:
+def mlp_encoder(shape: Shape, latent_dim: int, width: int, depth: int) -> nn.Module:
     channels, height, rows = shape
     return nn.Sequential(nn.Flatten(), *_mlp([channels * height * rows, *[width] * depth, 2 * latent_dim]))
 
 
-def _mlp_decoder(shape: Shape, latent_dim: int, width: int, depth: int) -> nn.Module:
+def mlp_decoder(shape: Shape, latent_dim: int, width: int, depth: int) -> nn.Module:
     channels, height, rows = shape
     return nn.Sequential(*_mlp([latent_dim, *[width] * depth, channels * height * rows]), nn.Unflatten(1, shape))
 
 
-def _conv_encoder(shape: Shape, latent_dim: int, width: int, depth: int) -> nn.Module:
+def conv_encoder(shape: Shape, latent_dim: int, width: int, depth: int) -> nn.Module:
     channels, height, rows = shape
     features = 2 * width * (height // 4) * (rows // 4)
     return nn.Sequential(
@@ -45,7 +47,7 @@ def _conv_encoder(shape: Shape, latent_dim: int, width: int, depth: int) -> nn.M
     )
 
 
-def _conv_decoder(shape: Shape, latent_dim: int, width: int, depth: int) -> nn.Module:
+def conv_decoder(shape: Shape, latent_dim: int, width: int, depth: int) -> nn.Module:
     channels, height, rows = shape
     seed = (2 * width, height // 4, rows // 4)
     return nn.Sequential(
@@ -95,7 +97,7 @@ def _resnet_widths(shape: Shape, width: int) -> list[int]:
     return [min(width * 2**level, 8 * width) for level in range(_levels(shape) + 1)]
 
 
-def _resnet_encoder(shape: Shape, latent_dim: int, width: int, depth: int) -> nn.Module:
+def resnet_encoder(shape: Shape, latent_dim: int, width: int, depth: int) -> nn.Module:
     widths = _resnet_widths(shape, width)
     layers: list[nn.Module] = [nn.Conv2d(shape[0], widths[0], 3, padding=1)]
     for narrow, wide in itertools.pairwise(widths):
@@ -108,7 +110,7 @@ def _resnet_encoder(shape: Shape, latent_dim: int, width: int, depth: int) -> nn
     return nn.Sequential(*layers, *head, nn.Linear(features, 2 * latent_dim))
 
 
-def _resnet_decoder(shape: Shape, latent_dim: int, width: int, depth: int) -> nn.Module:
+def resnet_decoder(shape: Shape, latent_dim: int, width: int, depth: int) -> nn.Module:
     widths = _resnet_widths(shape, width)[::-1]
     scale = 2 ** (len(widths) - 1)
     seed = (widths[0], shape[1] // scale, shape[2] // scale)
@@ -121,12 +123,19 @@ def _resnet_decoder(shape: Shape, latent_dim: int, width: int, depth: int) -> nn
     return nn.Sequential(*layers, *head, nn.Conv2d(widths[-1], shape[0], 3, padding=1))
 
 
-_Builder = Callable[[Shape, int, int, int], nn.Module]
-NETWORKS: dict[str, tuple[_Builder, _Builder]] = {
-    "mlp": (_mlp_encoder, _mlp_decoder),
-    "conv": (_conv_encoder, _conv_decoder),
-    "resnet": (_resnet_encoder, _resnet_decoder),
-}
+def mlp_multiple(shape: Shape) -> int:
+    """Any image will do."""
+    return 1
+
+
+def conv_multiple(shape: Shape) -> int:
+    """Both levels halve the image."""
+    return 4
+
+
+def resnet_multiple(shape: Shape) -> int:
+    """Every level halves the image."""
+    return 2 ** _levels(shape)
 
 
 def choose_network(name: str, shape: Shape) -> str:
@@ -142,9 +151,7 @@ def choose_network(name: str, shape: Shape) -> str:
     longer = max(shape[1:])
     if name == "auto":
         name = "mlp" if longer < 16 else "conv" if longer <= 32 else "resnet"
-    if name not in NETWORKS:
-        raise ValueError(f"unknown network {name!r}: choose auto, {', '.join(NETWORKS)}")
-    multiple = {"mlp": 1, "conv": 4, "resnet": 2 ** _levels(shape)}[name]
+    multiple = NETWORKS.find(name).multiple(shape)
     if any(side % multiple for side in shape[1:]):
         raise ValueError(
             f"network {name!r} needs image sides divisible by {multiple}, got {shape[1]}x{shape[2]}: "
@@ -161,7 +168,7 @@ def build_encoder(name: str, shape: Shape, latent_dim: int, width: int, depth: i
         >>> build_encoder("conv", (1, 28, 28), 16, width=8, depth=1)(torch.zeros(2, 1, 28, 28)).shape
         torch.Size([2, 32])
     """
-    return NETWORKS[choose_network(name, shape)][0](shape, latent_dim, width, depth)
+    return NETWORKS[choose_network(name, shape)].encoder(shape, latent_dim, width, depth)
 
 
 def build_decoder(name: str, shape: Shape, latent_dim: int, width: int, depth: int) -> nn.Module:
@@ -172,7 +179,7 @@ def build_decoder(name: str, shape: Shape, latent_dim: int, width: int, depth: i
         >>> build_decoder("resnet", (3, 64, 64), 16, width=8, depth=1)(torch.zeros(2, 16)).shape
         torch.Size([2, 3, 64, 64])
     """
-    return NETWORKS[choose_network(name, shape)][1](shape, latent_dim, width, depth)
+    return NETWORKS[choose_network(name, shape)].decoder(shape, latent_dim, width, depth)
 
 
 class _ResidualLayer(nn.Module):

@@ -11,12 +11,11 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
+from ldcvae.directions.stein import amortised_loss, particle_direction
 from ldcvae.encodings import Posterior
 from ldcvae.model import gaussian_kl, reconstruction_loss, split_posterior
-from ldcvae.directions.stein import amortised_loss, particle_direction, stein_direction
-from ldcvae.directions.two_sample import drift, score_difference
 
-__all__ = ["elbo_step", "sampler_direction", "svgd_step"]
+__all__ = ["elbo_step", "svgd_step"]
 
 Score = Callable[[Tensor], Tensor]
 
@@ -130,52 +129,3 @@ def svgd_step(
         loss = inverse_temperature * reconstruction.detach() + kl
     stein = direction.square().mean().sqrt()
     return {"loss": loss, "reconstruction": reconstruction.detach(), "kl": kl, "stein": stein}
-
-
-def sampler_direction(
-    direction: str,
-    particles: Tensor,
-    targets: Tensor,
-    bandwidths: list[Tensor],
-    *,
-    score: Score | None = None,
-    kernel: str = "rbf",
-    self_term: bool = False,
-    smooth: bool = False,
-    rows: slice = slice(None),
-) -> Tensor:
-    """The direction that phase 2 follows, by name.
-
-    Args:
-        direction: stein, score_difference or drift; see `ldcvae.svgd` and `ldcvae.two_sample`.
-        particles: (n, d) sampler draws of all ranks.
-        targets: (n, d) encoder draws of all ranks.
-        bandwidths: bandwidths or temperatures in the particles' units, 0-d tensors.
-        score: score of the latent energy, for stein.
-        kernel: for stein.
-        self_term: for stein; see `stein_direction`.
-        smooth: for score_difference.
-        rows: the particles of this rank.
-
-    Returns:
-        (len(rows), d).
-
-    Raises:
-        ValueError: for an unknown direction, or stein without a score.
-
-    Example:
-        >>> z = torch.randn(8, 2)
-        >>> sampler_direction("drift", z, z + 1, [torch.tensor(0.5)], rows=slice(0, 4)).shape
-        torch.Size([4, 2])
-    """
-    if direction == "score_difference":
-        return score_difference(particles, targets, bandwidths, smooth=smooth, rows=rows)
-    if direction == "drift":
-        return drift(particles, targets, bandwidths, rows=rows)
-    if direction != "stein":
-        raise ValueError(f"unknown direction {direction!r}: choose stein, score_difference or drift")
-    if score is None:
-        raise ValueError("direction 'stein' needs the score of a latent energy")
-    return stein_direction(
-        particles, score(particles), bandwidths, kernel, self_term=self_term, normalise=True, rows=rows
-    )

@@ -1,4 +1,8 @@
-"""The command line that all stages share: `python -m pipeline.<stage> [--config F] [--force] [key=value …]`."""
+"""LDC-VAE on Ray: stages that train, tune, sample and judge, all with one command line.
+
+Every stage is `python -m pipeline.<stage> [--config FILE] [key=value …]`, on a laptop, in a Ray job and on a cluster.
+Stages meet only through files under `<storage>/<name>/`; a stage whose inputs are unchanged is skipped.
+"""
 
 import argparse
 import importlib
@@ -7,38 +11,90 @@ import os
 import sys
 import textwrap
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
 
-from pipeline.config.load import describe_keys, load_config
+from ldcvae import __version__
 from pipeline.config.errors import ConfigError, PipelineError
-from ldcvae.training.heap import keep_freed_memory
+from pipeline.config.load import describe_keys, load_config
+from pipeline.config.plugins import load_plugins
+from pipeline.store.run import open_run
 
-__all__ = ["main"]
+__all__ = ["SECTIONS", "main"]
+
+SECTIONS = {
+    "run": ("data", "model", "train", "sampler", "sample", "evaluate", "report", "ray"),
+    "prepare": ("data", "ray"),
+    "train": ("model", "train", "sampler", "ray"),
+    "sample": ("sample", "ray"),
+    "evaluate": ("evaluate", "ray"),
+    "report": ("report",),
+    "tune": ("tune", "model", "train", "sampler", "evaluate", "ray"),
+    "compare": ("compare", "model", "train", "sampler", "evaluate", "ray"),
+}
+"""Stage -> sections of the configuration that it reads; every stage reads name, storage and seed."""
 
 
-def _keys() -> str:
+def _keys(sections: Sequence[str] | None) -> str:
+    """The keys of some sections, or of all, with types, defaults and meanings."""
     lines = ["keys (key=value, values are YAML; [type] default):"]
     section = ""
     for name, kind, default, description in describe_keys():
+        if sections is not None and "." in name and name.partition(".")[0] not in sections:
+            continue
         if name.rpartition(".")[0] != section:
             section = name.rpartition(".")[0]
             lines.append("")
         lines.append(f"  {name}={default}  [{kind}]")
         lines += textwrap.wrap(description, 92, initial_indent="      ", subsequent_indent="      ")
+    if sections is not None:
+        lines += ["", "--help-all lists the keys of the other stages too."]
     return "\n".join(lines)
 
 
-def _parser(stage: str, doc: str) -> argparse.ArgumentParser:
+class _Help(argparse.Action):
+    """--help and --help-all: the keys are described when they are asked for, those of plugins too."""
+
+    def __init__(self, sections: Sequence[str] | None = None, **named: Any):
+        super().__init__(nargs=0, default=argparse.SUPPRESS, **named)
+        self.sections = sections
+
+    def __call__(self, parser: argparse.ArgumentParser, options: Any, *_: Any) -> None:
+        load_plugins(getattr(options, "plugin", None) or ())
+        parser.epilog = _keys(self.sections)
+        parser.print_help()
+        parser.exit()
+
+
+def _doc(stage: str) -> str:
+    return importlib.import_module(f"pipeline.{stage}").__doc__ or ""
+
+
+def _parser(stage: str) -> argparse.ArgumentParser:
+    called = os.path.basename(sys.argv[0])
     parser = argparse.ArgumentParser(
-        prog=f"python -m pipeline.{stage}",
-        description=doc,
-        epilog=_keys(),
+        prog=called if called.startswith("ldcvae-") else f"python -m pipeline.{stage}",
+        description=_doc(stage),
         formatter_class=argparse.RawDescriptionHelpFormatter,
+        add_help=False,
     )
     parser.add_argument(
         "--config", metavar="FILE", help="YAML file; without it the defaults, those of configs/digits.yaml"
     )
     parser.add_argument("--force", action="store_true", help="run even if inputs and config are unchanged")
+    parser.add_argument(
+        "--plugin",
+        metavar="MODULE",
+        action="append",
+        default=[],
+        help="import a module that registers variants of your own, on every worker too (docs/plugins.md); repeatable",
+    )
+    parser.add_argument("--version", action="version", version=f"ldcvae {__version__}")
+    parser.add_argument(
+        "-h", "--help", action=_Help, sections=SECTIONS[stage], help="this text, with the keys that the stage reads"
+    )
+    parser.add_argument("--help-all", action=_Help, help="the same with all keys")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="dotted overrides, e.g. train.epochs=20")
     return parser
 
@@ -47,19 +103,17 @@ def main(stage: str, arguments: Sequence[str] | None = None) -> None:
     """Parse the command line, run one stage, exit with 0 (done), 1 (failure) or 2 (bad usage or config).
 
     Args:
-        stage: module name under `pipeline`, whose docstring is the help and whose `run(config, force)` is called.
+        stage: module name under `pipeline`, whose docstring is the help and whose `run(run, force)` is called.
             It is imported by that name: functions of `__main__` could not be found by Ray's workers.
         arguments: command line; None for `sys.argv`.
     """
-    module = importlib.import_module(f"pipeline.{stage}")
-    options = _parser(stage, module.__doc__ or "").parse_intermixed_args(arguments)
-    keep_freed_memory()
-    warnings.filterwarnings("ignore", category=FutureWarning)
-    logging.captureWarnings(True)
-    logging.getLogger("py.warnings").setLevel(logging.ERROR)
     try:
+        options = _parser(stage).parse_intermixed_args(arguments)
+        load_plugins(options.plugin)
         config = load_config(options.config, options.overrides)
-        module.run(config, options.force)
+        work: Callable[..., Any] = importlib.import_module(f"pipeline.{stage}").run
+        _quiet()
+        work(open_run(config, tuple(options.plugin)), options.force)
     except ConfigError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
@@ -72,3 +126,47 @@ def main(stage: str, arguments: Sequence[str] | None = None) -> None:
     except BrokenPipeError:  # `… | head` closed the pipe
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
+
+
+def _quiet() -> None:
+    from ldcvae.training.heap import keep_freed_memory  # imports torch, which a wrong configuration need not wait for
+
+    keep_freed_memory()
+    warnings.filterwarnings("ignore", category=FutureWarning)
+    logging.captureWarnings(True)
+    logging.getLogger("py.warnings").setLevel(logging.ERROR)
+
+
+def _overview() -> argparse.ArgumentParser:
+    width = max(map(len, SECTIONS))
+    stages = [f"  {stage:{width}}  {_doc(stage).splitlines()[0]}" for stage in SECTIONS]
+    parser = argparse.ArgumentParser(
+        prog="python -m pipeline",
+        description=__doc__,
+        epilog="\n".join(["stages:", *stages, "", "`python -m pipeline.<stage> --help` lists what a stage reads."]),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=f"ldcvae {__version__}")
+    parser.add_argument(
+        "stage", choices=SECTIONS, nargs="?", help="the stage to run, with its own arguments after it"
+    )
+    parser.add_argument("arguments", nargs=argparse.REMAINDER, help=argparse.SUPPRESS)
+    return parser
+
+
+def _any_stage(arguments: Sequence[str] | None = None) -> None:
+    parser = _overview()
+    options = parser.parse_args(arguments)
+    if options.stage is None:
+        parser.print_help()
+    else:
+        main(options.stage, options.arguments)
+
+
+# What the console scripts ldcvae-run, ldcvae-tune, … call.
+run, prepare, train, sample, evaluate, report, tune, compare = (
+    partial(main, stage) for stage in ("run", "prepare", "train", "sample", "evaluate", "report", "tune", "compare")
+)
+
+if __name__ == "__main__":
+    _any_stage()

@@ -14,8 +14,8 @@ from pythae.data.datasets import DatasetOutput
 from pythae_models import build
 from torch import Tensor, nn
 
-from ldcvae.rivals.objectives import RegularisedObjective, VampObjective, WassersteinObjective
 from ldcvae.objective import elbo_step
+from ldcvae.rivals.objectives import RegularisedObjective, VampObjective, WassersteinObjective
 
 BATCH, SHAPE, DIM, LAMBDA, WEIGHT, DECAY, PSEUDO = 32, [1, 8, 8], 4, 40.0, 3.0, 1e-4, 5
 SPEC: dict[str, Any] = {

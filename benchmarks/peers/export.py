@@ -17,12 +17,12 @@ from typing import Any
 from exchange import find, write_images, write_json
 
 from ldcvae.networks import choose_network
-from pipeline.config.load import load_config
-from pipeline.store.data.shards import SPLITS, load_split, read_dataset_manifest
 from pipeline.config.errors import ConfigError, PipelineError
+from pipeline.config.load import load_config
 from pipeline.config.sections import Config
-from pipeline.store.manifest import run_folder
+from pipeline.store.data.shards import SPLITS, load_split, read_dataset_manifest
 from pipeline.store.folder import Folder
+from pipeline.store.manifest import run_folder
 
 __all__ = ["compared", "make_spec", "parse"]
 

@@ -19,12 +19,12 @@ from export import compared, parse
 from table import lines, markdown, rows
 
 from ldcvae.metrics.images import frechet_distance
-from pipeline.config.load import load_config
-from pipeline.store.data.shards import load_split, read_dataset_manifest
 from pipeline.config.errors import ConfigError, PipelineError
+from pipeline.config.load import load_config
+from pipeline.config.sections import Config
 from pipeline.evaluate.stage import image_figures
 from pipeline.judge.extractors import Extractor, build_extractor
-from pipeline.config.sections import Config
+from pipeline.store.data.shards import load_split, read_dataset_manifest
 from pipeline.store.manifest import run_folder
 
 __all__ = ["judge", "measure"]

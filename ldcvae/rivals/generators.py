@@ -4,7 +4,6 @@ All work in whitened coordinates, with networks of the sampler net's size, its n
 a normalising flow (zuko's masked autoregressive flow), flow matching, and the second VAE of a two-stage VAE.
 """
 
-import copy
 import math
 from collections.abc import Callable
 
@@ -12,10 +11,11 @@ import torch
 from torch import Tensor, nn
 
 from ldcvae.networks import residual_mlp
+from ldcvae.rivals.fitting import Draw
+from ldcvae.training.phase import running_average
 
-__all__ = ["Draw", "Fit", "fit_autoregressive_flow", "fit_flow_matching", "fit_two_stage"]
+__all__ = ["Fit", "fit_autoregressive_flow", "fit_flow_matching", "fit_two_stage"]
 
-Draw = Callable[[int, torch.Generator], Tensor]  # (n, generator) -> (n, d) whitened latents
 _FREQUENCIES = 4  # of the time features of the velocity net
 _EMA = 0.995
 
@@ -63,19 +63,17 @@ class Fit:
         """Minimise `loss(draws)` over the network's weights; the averaged network, without gradients."""
         optimizer = torch.optim.Adam(network.parameters(), lr=self.learning_rate, fused=True)
         schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, self.steps)
-        average = copy.deepcopy(network).requires_grad_(False)
-        for step in range(self.steps):
+        average = running_average(network, _EMA, lambda: schedule.last_epoch)
+        for _ in range(self.steps):
             value = loss(self.draw(self.batch))
             optimizer.zero_grad(set_to_none=True)
             value.backward()
             optimizer.step()
             schedule.step()
-            # The same warm-up as of the sampler net's averaged weights.
-            decay = min(_EMA, (2.0 + step) / (11.0 + step))
-            torch._foreach_lerp_(list(average.parameters()), list(network.parameters()), 1.0 - decay)
+            average.update_parameters(network)
         if not all(bool(weight.isfinite().all()) for weight in average.parameters()):
             raise FloatingPointError("the weights are not finite; try a lower learning rate")
-        return average
+        return average.module
 
 
 def fit_autoregressive_flow(fit: Fit, transforms: int = 5) -> Draw:

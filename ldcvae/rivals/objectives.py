@@ -7,6 +7,7 @@ divided by beta, which Adam cannot tell from a KL multiplied by it.
 """
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -178,6 +179,24 @@ class VampObjective(nn.Module):
         loss = self.inverse_temperature * reconstruction + kl
         loss.backward()
         return {"loss": loss.detach(), "reconstruction": reconstruction.detach(), "kl": kl.detach()}
+
+
+SomeImages = Callable[[int], Tensor]
+
+
+def wasserstein(inverse_temperature: float, setting: float, likelihood: str, some: SomeImages) -> nn.Module:
+    """`WassersteinObjective` for its record in `ldcvae.variants.AUTOENCODERS`."""
+    return WassersteinObjective(inverse_temperature, setting, likelihood)
+
+
+def regularised(inverse_temperature: float, setting: float, likelihood: str, some: SomeImages) -> nn.Module:
+    """`RegularisedObjective`, likewise."""
+    return RegularisedObjective(inverse_temperature, setting, likelihood)
+
+
+def vamp(inverse_temperature: float, setting: float, likelihood: str, some: SomeImages) -> nn.Module:
+    """`VampObjective` that starts from training images, likewise."""
+    return VampObjective(inverse_temperature, some(int(setting)), likelihood)
 
 
 def _split(batch: int) -> tuple[slice, slice]:

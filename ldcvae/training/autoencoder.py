@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Iterator
+from dataclasses import fields
 from typing import Any
 
 import torch
@@ -10,14 +11,32 @@ from torch import Tensor, nn
 from ldcvae.densities.kernel_mixture import KernelMixture
 from ldcvae.model import LDCVAE, as_float, reconstruction_loss
 from ldcvae.objective import elbo_step, svgd_step
-from pipeline.store.data.stream import make_feed
+from ldcvae.training.encode import encode_split
+from ldcvae.training.feed import StoredImages, make_feed
 from ldcvae.training.phase import Cast, Phase, Progress
-from pipeline.store.data.stored import StoredSplit
-from pipeline.config.sections import TrainConfig
-from pipeline.store.data.splits import encode_split
+from ldcvae.training.settings import AutoencoderSettings
 from ldcvae.training.world import World, keyed_generator
 
-__all__ = ["AutoencoderPhase"]
+__all__ = ["AutoencoderPhase", "resolve_auto"]
+
+
+def resolve_auto(settings: AutoencoderSettings, device: torch.device, network: nn.Module) -> AutoencoderSettings:
+    """Replace every `auto` by what is right for the device and network.
+
+    Example:
+        >>> resolve_auto(AutoencoderSettings(), torch.device("cpu"), nn.Conv2d(1, 1, 3)).channels_last
+        True
+    """
+    cuda = device.type == "cuda"
+    choices = {
+        # CPUs without AVX-512 BF16 run bfloat16 an order of magnitude slower than float32.
+        "bf16": cuda and torch.cuda.is_bf16_supported(),
+        "channels_last": any(weight.ndim == 4 for weight in network.parameters()),
+        "fused": True,
+        "compile": cuda,
+    }
+    plain = {field.name: getattr(settings, field.name) for field in fields(AutoencoderSettings)}
+    return AutoencoderSettings(**plain | {key: value for key, value in choices.items() if plain[key] == "auto"})
 
 
 class AutoencoderPhase(Phase):
@@ -28,7 +47,7 @@ class AutoencoderPhase(Phase):
         images: (N, C, H, W) uint8 training images, the same on all ranks and moved to the device once; or the split
             on storage, which is streamed.
         validation: (n, C, H, W) uint8 validation images.
-        config: the `train` section, every `auto` resolved.
+        config: settings of this phase; every `auto` becomes what is right for device and network.
         world: this rank.
         seed: of the images' order and of noise.
         objective: a step of another kind of autoencoder, `(encoder, decoder, images, noise) -> losses`, in place of
@@ -43,13 +62,14 @@ class AutoencoderPhase(Phase):
     def __init__(
         self,
         model: LDCVAE,
-        images: Tensor | StoredSplit,
+        images: Tensor | StoredImages,
         validation: Tensor,
-        config: TrainConfig,
+        config: AutoencoderSettings,
         world: World,
         seed: int,
         objective: nn.Module | None = None,
     ):
+        config = resolve_auto(config, world.device, model)
         self.objective = objective
         self.model, self.config, self.world, self.seed = model, config, world, seed
         self.batch = min(config.batch_size, len(images) // world.size * world.size)
@@ -66,7 +86,7 @@ class AutoencoderPhase(Phase):
         super().__init__(
             autoencoder, total, config.learning_rate, config.weight_decay, config.ema, bool(config.fused)
         )
-        self.feed = make_feed(images, self.batch, world, seed, config.memory_mb)
+        self.feed = make_feed(images, self.batch, world, seed)
         self.validation = validation.to(world.device)
         encoder, decoder = (Cast(network, bool(config.bf16)) for network in (model.encoder, model.decoder))
         if config.compile:

@@ -5,22 +5,53 @@ for it between two reads of the losses, and draw all randomness from generators 
 resumed run and a run on more ranks follow the same path.
 """
 
-import copy
 import math
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
 
 from ldcvae.training.heap import give_back_excess
 from ldcvae.training.monitor import LossMonitor
 
-__all__ = ["Cast", "Phase", "Progress"]
+__all__ = ["Cast", "Phase", "Progress", "running_average"]
 
 _TRIM_STEPS = 16  # steps between looks at the heap
 
 Progress = Callable[[dict[str, Any]], None]
+
+
+def running_average(network: nn.Module, ema: float, step: Callable[[], int]) -> AveragedModel:
+    """Exponentially averaged weights and buffers of a network; `update_parameters(network)` after every step.
+
+    Args:
+        network: to start from; it is copied.
+        ema: decay, reached by a warm-up: a short run must not keep a share of its initial weights.
+        step: steps taken so far, the one just made included.
+
+    Example:
+        >>> network = nn.Linear(1, 1, bias=False)
+        >>> average = running_average(network, 0.5, lambda: 100)
+        >>> with torch.no_grad():
+        ...     _ = network.weight.add_(1.0)
+        >>> average.update_parameters(network)
+        >>> bool(torch.isclose(average.module.weight, network.weight - 0.5))
+        True
+    """
+
+    @torch.no_grad()
+    def towards(averages: Any, values: Any, _: Any) -> None:
+        if not averages[0].is_floating_point():  # a count of batches
+            torch._foreach_copy_(averages, values)
+            return
+        taken = step()
+        torch._foreach_lerp_(averages, values, 1.0 - min(ema, (1.0 + taken) / (10.0 + taken)))
+
+    average = AveragedModel(network, multi_avg_fn=towards, use_buffers=True).requires_grad_(False)
+    average.n_averaged += 1  # the copy counts as the first value, which AveragedModel would overwrite
+    return average
 
 
 class Cast(nn.Module):
@@ -49,8 +80,7 @@ class Phase:
         self.history: list[dict[str, Any]] = []
         self.optimizer = torch.optim.AdamW(network.parameters(), lr=rate, weight_decay=decay, fused=fused)
         self.schedule = torch.optim.lr_scheduler.LambdaLR(self.optimizer, self._cosine)
-        self.ema = ema
-        self.average = copy.deepcopy(network).requires_grad_(False) if ema else None
+        self.average = running_average(network, ema, lambda: self.step) if ema else None
         self.monitor = LossMonitor()
 
     def _cosine(self, step: int) -> float:
@@ -64,14 +94,12 @@ class Phase:
         if self.step % _TRIM_STEPS == 0:
             give_back_excess()
         if self.average is not None:
-            # Warm-up: a short run must not keep a share of its initial weights.
-            decay = min(self.ema, (1.0 + self.step) / (10.0 + self.step))
-            torch._foreach_lerp_(list(self.average.parameters()), list(self.network.parameters()), 1.0 - decay)
+            self.average.update_parameters(self.network)
 
     @property
     def averaged(self) -> nn.Module:
         """The network to judge and to keep: averaged weights where there are any."""
-        return self.average if self.average is not None else self.network
+        return self.average.module if self.average is not None else self.network
 
     def adopt_average(self) -> None:
         """Put the averaged weights into the model, at the phase's end."""
@@ -86,7 +114,7 @@ class Phase:
             "history": self.history,
             "optimizer": self.optimizer.state_dict(),
             "schedule": {"last_epoch": self.schedule.last_epoch},
-            "average": self.average.state_dict() if self.average is not None else None,
+            "average": self.average.module.state_dict() if self.average is not None else None,
         }
 
     def load(self, state: dict[str, Any]) -> None:
@@ -97,4 +125,4 @@ class Phase:
         for group, base in zip(self.optimizer.param_groups, self.schedule.base_lrs, strict=True):
             group["lr"] = base * self._cosine(self.schedule.last_epoch)
         if self.average is not None:
-            self.average.load_state_dict(state["average"])
+            self.average.module.load_state_dict(state["average"])

@@ -7,17 +7,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ldcvae.metrics.diagnostics import variance_ratio
-from ldcvae.densities.kernel_mixture import GaussianMixture, KernelMixture
+from ldcvae.densities.gaussian import GaussianMixture
+from ldcvae.directions.fields import Step
 from ldcvae.directions.kernels import nearest_neighbour_distance
-from ldcvae.metrics.latents import mmd2, sliced_wasserstein
-from ldcvae.encodings import Encodings
-from ldcvae.model import LDCVAE
-from ldcvae.objective import sampler_direction
 from ldcvae.directions.stein import amortised_loss
+from ldcvae.encodings import Encodings
+from ldcvae.metrics.diagnostics import variance_ratio
+from ldcvae.metrics.latents import mmd2, sliced_wasserstein
+from ldcvae.model import LDCVAE
 from ldcvae.training.phase import Phase, Progress
-from pipeline.config.sections import SamplerConfig
+from ldcvae.training.settings import SamplerSettings
 from ldcvae.training.world import World, keyed_generator
+from ldcvae.variants import DIRECTIONS
 
 __all__ = ["SamplerPhase"]
 
@@ -29,7 +30,7 @@ class SamplerPhase(Phase):
         model: on its device; its whitening (and base) are fixed here.
         encodings: of the training images, the same on all ranks.
         validation: encodings of the validation images.
-        config: the `sampler` section.
+        config: settings of this phase.
         world: this rank.
         seed: of draws.
         fused: fused Adam.
@@ -42,7 +43,7 @@ class SamplerPhase(Phase):
         model: LDCVAE,
         encodings: Encodings,
         validation: Encodings,
-        config: SamplerConfig,
+        config: SamplerSettings,
         world: World,
         seed: int,
         fused: bool = True,
@@ -54,6 +55,7 @@ class SamplerPhase(Phase):
         model.set_whitening(encodings.whitening())
         first = self._draw_targets(self._generator("unit"))
         self.unit = nearest_neighbour_distance(first) if config.bandwidth_unit == "neighbour" else torch.tensor(1.0)
+        self.direction = DIRECTIONS.find(config.direction)
         self.bandwidths = [self.unit * width for width in config.bandwidths]
         self.floor = float(self.unit * config.floor)
         if config.base == "gmm":
@@ -84,22 +86,7 @@ class SamplerPhase(Phase):
         own = self.sampler(base[rows])
         with torch.no_grad():
             particles = self.world.gather(own)
-            score = None
-            if config.direction == "stein":
-                # A fresh kernel estimate of the latent energy each step: unbiased in the targets, and as smooth
-                # as its floor.
-                score = KernelMixture(targets, floor=self.floor).score
-            phi = sampler_direction(
-                config.direction,
-                particles,
-                targets,
-                self.bandwidths,
-                score=score,
-                kernel=config.kernel,
-                self_term=config.self_term,
-                smooth=config.smooth,
-                rows=rows,
-            )
+            phi = self.direction.field(Step(particles, targets, self.bandwidths, self.floor, config, rows))
         amortised_loss(own, phi).backward()
         return {"field_rms": phi.square().mean().sqrt(), "particle_rms": own.detach().square().mean().sqrt()}
 

@@ -5,30 +5,23 @@ on with what is missing, and a row that is added costs one row.
 """
 
 from dataclasses import dataclass
-from importlib.metadata import version
 from typing import Any
 
 import torch
 from safetensors.torch import load, save
-from torch import Tensor
 
 from ldcvae.encodings import Encodings
 from ldcvae.model import LDCVAE
-from pipeline.judge.extractors import Extractor
+from ldcvae.variants import AUTOENCODERS, GENERATORS
 from pipeline.config.sections import Config
+from pipeline.judge.generators import read_keys
 from pipeline.store.folder import Folder, fingerprint, sha256
 from pipeline.store.model import build_model
+from pipeline.store.run import Run
 
-__all__ = [
-    "CHAINS",
-    "SAMPLER_NETS",
-    "Cell",
-    "Common",
-    "StoredAutoencoder",
-    "autoencoder_cell",
-    "generator_cell",
-    "read_autoencoder",
-]
+__all__ = ["Cell", "StoredAutoencoder", "autoencoder_cell", "generator_cell", "read_autoencoder"]
+
+_FORMAT = 2  # of what cells compute and keep; another value makes all that were kept stale
 
 # Keys of `train` that no figure of a cell depends on, or only LDC-VAE's; a cell is trained by one process.
 _OPERATIONAL = {
@@ -43,26 +36,6 @@ _OPERATIONAL = {
     "keep_checkpoints",
     "max_failures",
 }
-SAMPLER_NETS = ("stein", "score_difference", "drift")
-_LEARNT = ("two_stage", "maf", "flow_matching")
-CHAINS = ("langevin", "hmc")
-
-
-@dataclass(frozen=True)
-class Common:
-    """What all cells have in common, on the CPU; travels through Ray's object store.
-
-    Attributes:
-        shape: (C, H, W) of the images.
-        extractor: of features.
-        validation: (n, k) features of the validation images.
-        test: (m, k) features of the test images.
-    """
-
-    shape: tuple[int, int, int]
-    extractor: Extractor
-    validation: Tensor
-    test: Tensor
 
 
 @dataclass(frozen=True)
@@ -89,7 +62,7 @@ class Cell:
 
 
 def _key(content: dict[str, Any]) -> str:
-    return fingerprint({"version": version("ldcvae"), **content})[:20]
+    return fingerprint({"format": _FORMAT, **content})[:20]
 
 
 def autoencoder_cell(config: Config, data: str, features: str, name: str, setting: float | None, seed: int) -> Cell:
@@ -112,35 +85,21 @@ def autoencoder_cell(config: Config, data: str, features: str, name: str, settin
         "model": config.model.model_dump(mode="json"),
         "train": config.train.model_dump(mode="json", exclude=_OPERATIONAL),
     }
-    if name.startswith("ldc_") and config.train.consistency:
+    if AUTOENCODERS[name].gibbs and config.train.consistency:
         content["consistency"] = [config.train.consistency, config.train.consistency_floor]
     return Cell(_key(content), {"name": name, "setting": setting, "seed": seed})
 
 
 def generator_cell(config: Config, parent: Cell, name: str, setting: float | None) -> Cell:
     """The cell of a generator on the autoencoder of `parent`, with its seed; arguments as in `autoencoder_cell`."""
-    compare, evaluate = config.compare, config.evaluate
     content: dict[str, Any] = {
         "generator": name,
         "setting": setting,
         "parent": parent.key,
-        "judged": evaluate.model_dump(mode="json", include={"num_images", "draws", "neighbours"}),
-        "selection_images": compare.selection_images,
+        "judged": config.evaluate.model_dump(mode="json", include={"num_images", "draws", "neighbours"}),
+        "selection_images": config.compare.selection_images,
+        "reads": read_keys(config, GENERATORS[name].reads),
     }
-    if name in SAMPLER_NETS:
-        content["sampler"] = config.sampler.model_dump(mode="json", exclude={"checkpoint_steps", "direction"})
-    if name in _LEARNT:
-        content["sampler"] = config.sampler.model_dump(mode="json", include={"steps", "particles", "width", "depth"})
-    if name in CHAINS:
-        content["steps"] = evaluate.langevin_steps
-        content["particles"] = config.sampler.particles  # the unit of the kernels' widths is measured on so many
-    own = {
-        "gmm": evaluate.gmm_components,
-        "flow_matching": compare.euler_steps,
-        "stein": compare.stein_bandwidths,
-        "drift": compare.drift_temperatures,
-    }
-    content["own"] = own.get(name)
     return Cell(_key(content), {"name": name, "setting": setting, "seed": parent.job["seed"], "parent": parent.key})
 
 
@@ -158,7 +117,17 @@ class StoredAutoencoder:
     encodings: dict[str, Encodings]
     prior: Encodings | None
 
-    def write(self, run: Folder, cell: Cell) -> dict[str, str]:
+    def to(self, device: torch.device) -> "StoredAutoencoder":
+        """The same on another device."""
+
+        def moved(part: Encodings) -> Encodings:
+            return Encodings(part.mean.to(device), part.log_variance.to(device))
+
+        encodings = {split: moved(part) for split, part in self.encodings.items()}
+        prior = moved(self.prior) if self.prior is not None else None
+        return StoredAutoencoder(self.model.to(device), encodings, prior)
+
+    def write(self, folder: Folder, cell: Cell) -> dict[str, str]:
         """Write its files; name -> sha256."""
         tensors = {
             f"{split}.{name}": getattr(part, name).cpu().contiguous()
@@ -173,25 +142,25 @@ class StoredAutoencoder:
         }
         files = {"model.safetensors": save(weights), "encodings.safetensors": save(tensors)}
         for name, content in files.items():
-            run.write(f"{cell.folder}/{name}", content)
+            folder.write(f"{cell.folder}/{name}", content)
         return {name: sha256(content) for name, content in files.items()}
 
 
-def read_autoencoder(run: Folder, cell: Cell, config: Config, shape: tuple[int, int, int]) -> StoredAutoencoder:
+def read_autoencoder(run: Run, cell: Cell, shape: tuple[int, int, int]) -> StoredAutoencoder:
     """The finished autoencoder that a generator's cell stands on, on the CPU, with an untrained sampler net.
 
     Raises:
         PipelineError: if a file is missing or damaged.
     """
     folder = f"compare/cells/{cell.job['parent']}"
-    hashes = run.read_json(f"{folder}/record.json")["files"]
+    hashes = run.folder.read_json(f"{folder}/record.json")["files"]
     weights, tensors = (
-        load(run.read_verified(f"{folder}/{name}", hashes[name]))
+        load(run.folder.read_verified(f"{folder}/{name}", hashes[name]))
         for name in ("model.safetensors", "encodings.safetensors")
     )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(cell.job["seed"])  # of the sampler net's initial weights
-        model = build_model(config, shape)
+        model = build_model(run.config, shape)
     model.load_state_dict(weights, strict=False)
     splits = {name.partition(".")[0] for name in tensors}
     parts = {split: Encodings(tensors[f"{split}.mean"], tensors[f"{split}.log_variance"]) for split in splits}

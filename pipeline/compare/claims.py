@@ -4,12 +4,15 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from pipeline.compare.cells import CHAINS, SAMPLER_NETS
+from ldcvae.variants import AUTOENCODERS, GENERATORS
 
 __all__ = ["goals"]
 
 Row = Mapping[str, Any]
-_LDC = ("ldc_svgd", "ldc_elbo")
+
+
+def _kind(row: Row) -> str:
+    return GENERATORS[row["generator"]].kind
 
 
 def _text(row: Row, figure: str) -> str:
@@ -83,20 +86,21 @@ def goals(rows: Sequence[Row], names: Mapping[str, str]) -> list[dict[str, Any]]
     found: list[dict[str, Any]] = []
     free = [row for row in rows if not row["bound"]]
     nets: list[Row] = []
-    for name in _LDC:
+    gibbs = [name for name, record in reversed(list(AUTOENCODERS.items())) if record.gibbs]
+    for name in gibbs:
         own = [row for row in free if row["autoencoder"] == name]
-        ours = _best([row for row in own if row["generator"] in SAMPLER_NETS], "mmd2", -1.0)
-        others = [row for row in own if row["generator"] not in SAMPLER_NETS]
-        where = "with the SVGD encoder" if name == "ldc_svgd" else "with the ELBO encoder"
+        ours = _best([row for row in own if _kind(row) == "net"], "mmd2", -1.0)
+        others = [row for row in own if _kind(row) != "net"]
+        where = f"with the {AUTOENCODERS[name].encoder.upper()} encoder"
         found += _better(
             f"{where}, the sampler net has a lower FD than every other generator", ours, others, "fd", -1.0, names
         )
         found += _better(
             f"{where}, the sampler net covers more than every other generator", ours, others, "coverage", 1.0, names
         )
-        found += _speed(where, ours, [row for row in own if row["generator"] in CHAINS])
+        found += _speed(where, ours, [row for row in own if _kind(row) == "chain"])
         nets += [ours] if ours is not None else []
-    pairs = [row for row in free if row["autoencoder"] not in _LDC and row["generator"] not in SAMPLER_NETS]
+    pairs = [row for row in free if row["autoencoder"] not in gibbs and _kind(row) != "net"]
     found += _better(
         "LDC-VAE has a lower FD than every pair of another autoencoder and generator",
         _best(nets, "fd", -1.0),

@@ -4,6 +4,7 @@ The page is one self-contained file. Its only script sorts the table; its Conten
 """
 
 import html
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 from functools import partial
@@ -13,10 +14,10 @@ from typing import Any, NamedTuple
 from matplotlib.lines import Line2D
 from matplotlib.ticker import NullLocator
 
-from pipeline.compare.cells import SAMPLER_NETS
+from ldcvae.variants import AUTOENCODERS, GENERATORS
 from pipeline.judge.pages.pictures import DARK, LIGHT, Picture, Theme, log_ticks, new_axes, new_figure, png_bytes
-from pipeline.report.plots import dots
-from pipeline.report.stage import Cell, render
+from pipeline.judge.pages.plots import dots
+from pipeline.judge.pages.render import Entry, render
 
 __all__ = ["make_page", "markdown_table", "speed"]
 
@@ -54,7 +55,7 @@ _AUTOENCODER = (
 )
 _MARKDOWN = ("fd", "kid", "precision", "recall", "density", "coverage", "mmd2", "latents_per_s", "seconds")
 _MARKERS = (*"os^vD<>dp", (4, 1, 0), (4, 1, 45), "H")  # a generator has its own, as colours come again
-_NETS = dict(zip(SAMPLER_NETS, "P*X", strict=True))  # these all have the sampler's colour
+_NET_MARKERS = "P*X8p"  # the nets all have the sampler's colour
 _COLOURS = {  # Okabe and Ito's, those that show on the page's background and are not near the sampler nets'
     LIGHT: ("#0072b2", "#009e73", "#cc79a7", "#56b4e9", "#5f6772"),
     DARK: ("#56b4e9", "#009e73", "#cc79a7", "#f0e442", "#9aa3af"),
@@ -67,7 +68,7 @@ class _Line(NamedTuple):
 
     record: Mapping[str, Any]
     values: dict[str, float | None]
-    cells: dict[str, Cell]
+    cells: dict[str, Entry]
     best: set[str]
 
 
@@ -112,7 +113,7 @@ def _lines(records: Sequence[Mapping[str, Any]], columns: Sequence[_Column]) -> 
         for line, (mean, spread) in zip(lines, found, strict=True):
             digits = (3, 2) if key == "latents_per_s" else (None, None)
             texts = (_text(x, factor, decimals, n) for x, n in zip((mean, spread), digits, strict=True))
-            line.values[key], line.cells[key] = mean, Cell(next(texts) or "\N{EN DASH}", next(texts))
+            line.values[key], line.cells[key] = mean, Entry(next(texts) or "\N{EN DASH}", next(texts))
             if mean is not None and mean == best and not line.record.get("bound"):
                 line.best.add(key)
     return lines, factors
@@ -124,20 +125,32 @@ def _best(lines: Sequence[_Line]) -> _Line | None:
     return min(judged, key=lambda line: line.values["fd"] or 0.0, default=None)
 
 
+def _gibbs(name: str) -> bool:
+    """Whether an autoencoder is LDC-VAE itself; one of a plugin that is not loaded is not."""
+    record = AUTOENCODERS.get(name)
+    return record is not None and record.gibbs
+
+
+def _nets() -> dict[str, str]:
+    """Marker of every sampler net."""
+    names = [name for name, record in GENERATORS.items() if record.kind == "net"]
+    return dict(zip(names, itertools.cycle(_NET_MARKERS), strict=False))
+
+
 def _focus(results: Mapping[str, Any]) -> list[Mapping[str, Any]]:
     """The LDC-VAE autoencoders; without one the first, so that the page has something to show."""
-    ours = [one for one in results["autoencoders"] if "LDC-VAE" in one["label"]]
+    ours = [one for one in results["autoencoders"] if _gibbs(one["name"])]
     return ours or list(results["autoencoders"][:1])
 
 
 def _marks(names: Mapping[str, str], theme: Theme) -> dict[str, dict[str, Any]]:
     """Marker and colour of every label, in all panels and in the legend."""
     marks: dict[str, dict[str, Any]] = {}
-    others = 0
+    nets, others = _nets(), 0
     for label, generator in names.items():
-        if generator in _NETS:
-            size = 12 if _NETS[generator] == "*" else 9
-            mark = {"marker": _NETS[generator], "color": theme.sampler, "markersize": size, "zorder": 5}
+        if generator in nets:
+            size = 12 if nets[generator] == "*" else 9
+            mark = {"marker": nets[generator], "color": theme.sampler, "markersize": size, "zorder": 5}
         else:
             colour = _COLOURS[theme][others % len(_COLOURS[theme])]
             mark = {"marker": _MARKERS[others % len(_MARKERS)], "color": colour, "markersize": 8}
@@ -217,7 +230,7 @@ def _pictures(results: Mapping[str, Any], focus: Sequence[Mapping[str, Any]]) ->
         own = panels[one["label"]]
         draws = {row["label"]: (row.get("values") or {}).get("fd") or [row["figures"]["fd"]] for row in own}
         bound = next((row["figures"]["fd"] for row in own if row["bound"]), None)
-        nets = [row for row in own if row["generator"] in _NETS]
+        nets = [row for row in own if row["generator"] in _nets()]
         net = min(nets, key=lambda row: row["figures"]["fd"])["label"] if nets else None
         alt = f"{figure} on {one['label']}: " + ", ".join(f"{row['label']} {row['figures']['fd']:.4g}" for row in own)
         ends = [end(map(end, draws.values())) for end in (min, max)]

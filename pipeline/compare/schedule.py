@@ -5,53 +5,56 @@ import statistics
 from collections.abc import Callable
 from typing import Any
 
-from pipeline.remote.connect import in_job, use_cuda
-from pipeline.compare.autoencoders import decoder_passes, train_autoencoder
-from pipeline.compare.cells import Cell, Common, autoencoder_cell, generator_cell
-from pipeline.compare.judge import judge_generator, passes
-from pipeline.config.errors import ConfigError, PipelineError
 from ldcvae.training.heap import keep_freed_memory
+from ldcvae.variants import AUTOENCODERS, GENERATORS
+from pipeline.compare.autoencoders import train_autoencoder
+from pipeline.compare.cells import Cell, autoencoder_cell, generator_cell
+from pipeline.compare.judge import judge_generator
+from pipeline.config.errors import ConfigError, PipelineError
+from pipeline.judge.figures import Reference
+from pipeline.judge.generators import budget_of
+from pipeline.remote.connect import in_job, use_cuda
+from pipeline.remote.failures import failure_reason
 from pipeline.remote.progress import Display
-from pipeline.config.sections import Config
-from pipeline.config.studies import AUTOENCODERS
-from pipeline.store.folder import Folder
-from pipeline.tune.trial import failure_reason
+from pipeline.store.run import Run
 
-__all__ = ["SELECTOR", "Study"]
+__all__ = ["SELECTOR", "Schedule"]
 
 SELECTOR = "gmm"
 """The generator whose FD on validation images chooses among an autoencoder's candidates."""
 
 
-def _compute(work: Callable[..., dict[str, Any]], job: dict[str, Any], cell: Cell, common: Common) -> dict[str, Any]:
+Work = Callable[[Run, Cell, Reference], dict[str, Any]]
+
+
+def _compute(work: Work, run: Run, cell: Cell, reference: Reference) -> dict[str, Any]:
     """One cell in a process of Ray's; a failure that would come again is a result too."""
     import torch
 
     keep_freed_memory()
-    torch.set_num_threads(job["threads"])
+    torch.set_num_threads(run.config.compare.cpus_per_cell)
     try:
-        return work(job, cell, common)
+        return work(run, cell, reference)
     except PipelineError:
         raise
     except Exception as error:
         return {"cell": cell.job, "failure": failure_reason(error)}
 
 
-class Study:
+class Schedule:
     """Computes what is missing, in parallel, and remembers every record.
 
     Args:
-        config: the run's configuration.
-        folder: the run's.
-        data: digest of the data set.
-        common: what all cells share.
+        run: of the comparison.
+        reference: what all cells are judged by.
     """
 
-    def __init__(self, config: Config, folder: Folder, data: str, common: Common):
+    def __init__(self, run: Run, reference: Reference):
         import ray
 
-        self.config, self.folder, self.data = config, folder, data
-        self.features = common.extractor.sha256
+        config = run.config
+        self.config, self.folder = config, run.folder
+        self.data, self.features = run.data.digest, reference.extractor.sha256
         cuda, settings = use_cuda(config.train.device), config.compare
         gpus = settings.gpus_per_cell if settings.gpus_per_cell is not None else float(cuda)
         have = ray.cluster_resources()
@@ -65,12 +68,7 @@ class Study:
         # A process for each cell: what the one before has left would count as this one's peak memory.
         own = ray.remote(max_calls=1)(_compute)
         self.task: Any = own.options(num_cpus=settings.cpus_per_cell, num_gpus=gpus)
-        self.common = ray.put(common)
-        self.job = {
-            "config": config.model_dump(mode="json"),
-            "run": folder.url,
-            "threads": settings.cpus_per_cell,
-        }
+        self.run, self.reference = ray.put(run), ray.put(reference)
         self.display = Display("compare")
         self.total, self.weight = self._work()
         self.records: dict[str, dict[str, Any]] = {}
@@ -79,8 +77,8 @@ class Study:
     def _weight(self, name: str) -> float:
         """About how long a cell takes, in units of a fit in closed form: for the time left."""
         if name in AUTOENCODERS:
-            return 15.0 * (1.0 + decoder_passes(name, self.config.train))
-        return 10.0 if passes(name, self.config) else 1.0
+            return 15.0 * (1.0 + AUTOENCODERS[name].passes(self.config.train.particles))
+        return 10.0 if GENERATORS[name].passes(budget_of(self.config), self.config.model.latent_dim) else 1.0
 
     def _work(self) -> tuple[int, float]:
         """(cells, their weight)."""
@@ -95,7 +93,7 @@ class Study:
                 weights += [self._weight(generator)] * cells
         return len(weights), sum(weights)
 
-    async def compute(self, work: Callable[..., dict[str, Any]], cell: Cell) -> dict[str, Any]:
+    async def compute(self, work: Work, cell: Cell) -> dict[str, Any]:
         """The cell's record, from memory, from storage or anew."""
         import ray
 
@@ -106,7 +104,7 @@ class Study:
             self.kept += 1
         else:
             try:
-                record = await self.task.remote(work, self.job, cell, self.common)
+                record = await self.task.remote(work, self.run, cell, self.reference)
             except (ray.exceptions.WorkerCrashedError, ray.exceptions.OutOfMemoryError) as error:
                 record = {"cell": cell.job, "failure": failure_reason(error)}
         self.records[cell.key] = record

@@ -1,19 +1,45 @@
-"""What all sections of the schema are made of: types with bounds, and a section that knows its keys."""
+"""What all sections of the schema are made of: fixed keys, and types whose values are registered."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationInfo, field_validator, model_validator
 
-__all__ = ["Auto", "Count", "Fraction", "Positive", "Section"]
+from ldcvae.registry import OneOf, Registry
 
-Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-Fraction = Annotated[float, Field(ge=0, le=1)]
-Count = Annotated[int, Field(ge=1)]
-# YAML reads on/off/yes/no as booleans; "auto" is what is right for the device.
-Auto = bool | Literal["auto"]
+__all__ = ["Section", "one_of"]
 
 
 class Section(BaseModel):
-    """Part of a configuration: fixed keys, immutable, finite numbers."""
+    """Part of a configuration: fixed keys, immutable, finite numbers.
+
+    Fields may be inherited from a dataclass of settings. Where fields are fine one by one but do not fit together, a
+    method `conflict` says why, the field's name first.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    @field_validator("*")
+    @classmethod
+    def _is_registered(cls, value: Any, info: ValidationInfo) -> Any:
+        for rule in cls.model_fields[info.field_name or ""].metadata:
+            if isinstance(rule, OneOf):
+                rule.check(value)
+        return value
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> "Section":
+        conflict = getattr(self, "conflict", None)
+        if conflict is not None and (reason := conflict()):
+            raise ValueError(reason)
+        return self
+
+
+def one_of(registry: Registry[Any], *more: str) -> Any:
+    """The type of a registered name, for the items of a list or the keys of a mapping."""
+    rule = OneOf(registry, *more)
+
+    def check(value: str) -> str:
+        rule.check(value)
+        return value
+
+    return Annotated[str, rule, AfterValidator(check)]

@@ -5,19 +5,18 @@ Example:
     512
     >>> load_config(overrides=["sampler.particle=512", "train.epochs=-1"])
     Traceback (most recent call last):
-    pipeline.errors.ConfigError: 2 mistakes in the configuration:
+    pipeline.config.errors.ConfigError: 2 mistakes in the configuration:
       train.epochs: Input should be greater than or equal to 1, got -1
       sampler.particle: unknown key; did you mean sampler.particles?
 """
 
 import difflib
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_origin
 
 import yaml
-from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 from pydantic import BaseModel, ValidationError
 
 from pipeline.config.errors import ConfigError
@@ -36,29 +35,69 @@ def load_config(path: str | Path | None = None, overrides: Sequence[str] = ()) -
     Raises:
         ConfigError: with every mistake, each with its dotted key, the value and what is allowed.
     """
-    try:
-        tree: Any = OmegaConf.load(path) if path is not None else OmegaConf.create({})
-    except FileNotFoundError:
-        raise ConfigError(f"config file {path} does not exist") from None
-    except (OSError, UnicodeDecodeError, yaml.YAMLError, OmegaConfBaseException) as error:
-        raise ConfigError(f"config file {path} is not readable YAML: {error}") from None
-    if not OmegaConf.is_dict(tree):
-        raise ConfigError(f"config file {path} must hold keys and values, not a list")
+    content: Any = {}
+    if path is not None:
+        try:
+            content = yaml.load(Path(path).read_text(), _Loader) or {}  # noqa: S506  # a SafeLoader
+        except FileNotFoundError:
+            raise ConfigError(f"config file {path} does not exist") from None
+        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+            raise ConfigError(f"config file {path} is not readable YAML: {error}") from None
+        if not isinstance(content, dict):
+            raise ConfigError(f"config file {path} must hold keys and values, not {type(content).__name__}")
     for item in overrides:
-        key, equals, _ = item.partition("=")
+        key, equals, text = item.partition("=")
         if not equals or not key:
             raise ConfigError(f"override {item!r} is not of the form key=value, e.g. train.epochs=20")
-    try:
-        tree = OmegaConf.merge(tree, OmegaConf.from_dotlist(list(overrides)))
-        content: Any = OmegaConf.to_container(tree, resolve=False)
-    except (yaml.YAMLError, OmegaConfBaseException) as error:
-        raise ConfigError(f"overrides {list(overrides)}: {error}") from None
+        try:
+            value = yaml.load(text, _Loader)  # noqa: S506  # a SafeLoader
+        except yaml.YAMLError as error:
+            raise ConfigError(f"override {item!r}: the value is not YAML: {error}") from None
+        _assign(content, key, value)
     return parse_config(content)
+
+
+class _Loader(yaml.SafeLoader):
+    """Safe YAML in which 1e-3 is a number, a date is a text, and no key stands twice."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        """A mapping, unless a key stands twice in it."""
+        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
+        for index, key in enumerate(keys):
+            if key in keys[:index]:
+                raise yaml.constructor.ConstructorError(None, None, f"{key} stands twice", node.start_mark)
+        return super().construct_mapping(node, deep)
+
+
+_Loader.yaml_implicit_resolvers = {
+    first: [(tag, pattern) for tag, pattern in resolvers if not tag.endswith((":timestamp", ":float"))]
+    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"[-+]?(\d[\d_]*\.?[\d_]*|\.\d[\d_]*)([eE][-+]?\d+)?$|[-+]?\.(inf|Inf|INF)$|\.(nan|NaN|NAN)$"),
+    list("-+0123456789."),
+)
+
+
+def _assign(content: dict[str, Any], key: str, value: Any) -> None:
+    """Set a dotted key; a mapping is merged into one that is there."""
+    section: Any = content
+    *sections, last = key.split(".")
+    for name in sections:
+        section = section.setdefault(name, {})
+        if not isinstance(section, dict):
+            raise ConfigError(f"override {key}: {name} holds {section!r}, which has no keys")
+    if isinstance(value, dict) and isinstance(section.get(last), dict):
+        for name, item in value.items():
+            section[last][name] = item
+    else:
+        section[last] = value
 
 
 def parse_config(content: dict[str, Any]) -> Config:
     """Validate a nested dictionary; errors as in `load_config`."""
-    # Resolved, ${oc.env:…} would write secrets into the run's config; unresolved, a folder would be called that.
+    # Resolved, it would write secrets into the run's config; unresolved, a folder would be called that.
     found = dict.fromkeys(_interpolations(content), "${…} is not resolved here; write the value itself")
     try:
         config = Config.model_validate(content)
@@ -74,7 +113,7 @@ def parse_config(content: dict[str, Any]) -> Config:
 
 
 def _interpolations(content: Any, key: str = "") -> Iterator[str]:
-    """Dotted keys of values with OmegaConf's ${…}."""
+    """Dotted keys of values that hold ${…}, as other programs' configurations do."""
     if isinstance(content, dict):
         for name, value in content.items():
             yield from _interpolations(value, f"{key}.{name}" if key else str(name))
@@ -121,7 +160,7 @@ def override(config: Config, values: Mapping[str, Any]) -> Config:
         *sections, last = key.split(".")
         for name in sections:
             section = section.setdefault(name, {}) if isinstance(section, dict) else {}
-        section[last] = value
+        section[last] = value  # in place of what is there, a mapping too
     return parse_config(content)
 
 

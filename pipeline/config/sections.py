@@ -6,16 +6,20 @@ file works.
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import BeforeValidator, Field
 
-from pipeline.config.base import Auto, Count, Fraction, Positive, Section
-from pipeline.config.studies import CompareConfig, Distribution, TuneConfig
+from ldcvae.registry import OneOf
+from ldcvae.training.settings import AutoencoderSettings, Count, SamplerSettings
+from ldcvae.variants import GENERATORS, NETWORKS
+from pipeline.config.base import Section, one_of
+from pipeline.config.compare import CompareConfig
+from pipeline.config.tune import TuneConfig
+from pipeline.config.variants import EXTRACTORS, SOURCES
 
 __all__ = [
     "CompareConfig",
     "Config",
     "DataConfig",
-    "Distribution",
     "EvaluateConfig",
     "ModelConfig",
     "RayConfig",
@@ -40,10 +44,8 @@ Workers = Annotated[int | list[int], BeforeValidator(_workers)]
 class DataConfig(Section):
     """Where the images come from and how they are cut up."""
 
-    source: Literal["digits", "torchvision", "idx", "folder", "parquet"] = Field(
-        "digits",
-        description="digits: scikit-learn's 1,797 bundled 8x8 scans; torchvision: a set by name; idx: a folder of "
-        "MNIST-style IDX files; folder: PNG/JPEG images, sub-folders are labels; parquet: files with an image column",
+    source: Annotated[str, OneOf(SOURCES)] = Field(
+        "digits", description="; ".join(f"{source.name}: {source.about}" for source in SOURCES.values())
     )
     name: str | None = Field(None, description="torchvision class, e.g. MNIST, CIFAR10 (source torchvision)")
     path: str | None = Field(None, description="folder or fsspec URL of the source; for torchvision its cache")
@@ -67,19 +69,18 @@ class DataConfig(Section):
         "fail", description="fail: stop and name the file; skip: leave it out and list it in the manifest"
     )
 
-    @model_validator(mode="after")
-    def _needs(self) -> "DataConfig":
-        if self.source in ("idx", "folder", "parquet") and self.path is None:
-            raise ValueError(f"path is missing: source {self.source!r} needs data.path=FOLDER_OR_URL")
-        if self.source == "torchvision" and self.name is None:
-            raise ValueError("name is missing: source 'torchvision' needs data.name, e.g. data.name=MNIST")
-        return self
+    def conflict(self) -> str:
+        """What the source needs and has not been given."""
+        needs = SOURCES[self.source].needs
+        if needs is not None and getattr(self, needs[0]) is None:
+            return f"{needs[0]} is missing: source {self.source!r} needs {needs[1]}"
+        return ""
 
 
 class ModelConfig(Section):
     """The networks."""
 
-    network: Literal["auto", "mlp", "conv", "resnet"] = Field(
+    network: Annotated[str, OneOf(NETWORKS, "auto")] = Field(
         "auto", description="encoder and decoder; auto: mlp below 16 pixels, conv up to 32, resnet above"
     )
     latent_dim: Annotated[int, Field(ge=1, le=4096)] = Field(8, description="d, dimensions of a latent")
@@ -91,53 +92,24 @@ class ModelConfig(Section):
     )
 
 
-class TrainConfig(Section):
+class TrainConfig(Section, AutoencoderSettings):
     """Phase 1: encoder and decoder."""
 
-    objective: Literal["elbo", "svgd"] = Field(
-        "svgd",
-        description="svgd: the encoder follows M Stein particles per image; elbo: reparametrised bound",
-    )
-    particles: Annotated[int, Field(ge=1, le=64)] = Field(4, description="M, latents per image and step")
-    inverse_temperature: Positive = Field(40.0, description="lambda, weight of the reconstruction loss")
-    consistency: Fraction = Field(
-        0.0,
-        description="share of the learnt latent energy in the encoder's target; 0: the standard normal only",
-    )
-    consistency_floor: Positive = Field(
-        0.5, description="least standard deviation of a kernel of that energy, in latent units"
-    )
-    epochs: Count = Field(300, description="passes over the training images")
-    batch_size: Count = Field(64, description="images per step, over all workers")
-    learning_rate: Positive = Field(1e-3, description="Adam's peak rate, cosine to zero")
-    weight_decay: Annotated[float, Field(ge=0)] = Field(0.0, description="decoupled weight decay")
-    ema: Annotated[float, Field(ge=0, lt=1)] = Field(0.999, description="decay of the averaged weights; 0: none")
     memory_mb: Annotated[int, Field(ge=0)] = Field(4096, description="MiB of training images held; more are streamed")
     num_workers: Workers = Field(
         1, description="data-parallel processes; [least, most]: as many as the cluster has room for, changing with it"
     )
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: cuda where the cluster has GPUs")
-    bf16: Auto = Field("auto", description="bfloat16 autocast; auto: on GPUs that have it")
-    channels_last: Auto = Field("auto", description="NHWC memory; auto: on for convolutional networks")
-    fused: Auto = Field("auto", description="fused Adam; auto: on")
-    compile: Auto = Field("auto", description="torch.compile; auto: on GPUs")
     checkpoint_epochs: Count = Field(25, description="epochs between checkpoints of phase 1")
     checkpoint_steps: Count | None = Field(None, description="steps between checkpoints within an epoch; null: none")
     keep_checkpoints: Count = Field(2, description="how many of the newest checkpoints stay on storage")
     max_failures: Annotated[int, Field(ge=0)] = Field(3, description="lost workers before the run gives up")
 
-    @model_validator(mode="after")
-    def _fits_together(self) -> "TrainConfig":
+    def conflict(self) -> str:
+        """What `AutoencoderSettings` refuses, and checkpoints that could not be gone on from."""
         if self.checkpoint_steps is not None and self.consistency > 0:
-            raise ValueError(
-                "checkpoint_steps and consistency do not go together: its energy is made at an epoch's start only"
-            )
-        if self.objective == "svgd" and self.particles < 2:
-            raise ValueError(
-                f"particles is {self.particles}, but objective 'svgd' needs at least 2: particles of one image "
-                "repel each other; use train.objective=elbo for 1"
-            )
-        return self
+            return "checkpoint_steps and consistency do not go together: its energy is made at an epoch's start only"
+        return AutoencoderSettings.conflict(self)
 
     @property
     def least_workers(self) -> int:
@@ -150,36 +122,8 @@ class TrainConfig(Section):
         return self.num_workers if isinstance(self.num_workers, int) else self.num_workers[1]
 
 
-class SamplerConfig(Section):
+class SamplerConfig(Section, SamplerSettings):
     """Phase 2: the net that draws latents in one forward pass."""
-
-    direction: Literal["score_difference", "drift", "stein"] = Field(
-        "score_difference",
-        description="what the sampler follows; prefer drift above about 20 latent dimensions",
-    )
-    bandwidths: Annotated[list[Positive], Field(min_length=1, max_length=16)] = Field(
-        [0.13, 0.23, 0.42], description="kernel bandwidths (score_difference, stein) or temperatures (drift)"
-    )
-    bandwidth_unit: Literal["neighbour", "absolute"] = Field(
-        "neighbour",
-        description="neighbour: the median nearest-neighbour distance of encoder draws; absolute: whitened",
-    )
-    kernel: Literal["rbf", "imq", "laplace"] = Field("rbf", description="kernel of direction stein")
-    self_term: bool = Field(False, description="direction stein: keep i = j; collapses, here to show that")
-    smooth: bool = Field(False, description="direction score_difference: average the field over particles")
-    floor: Positive = Field(
-        0.3, description="direction stein: least kernel width of the energy, in units of bandwidth_unit"
-    )
-    particles: Annotated[int, Field(ge=4, le=65536)] = Field(512, description="n, latents per step, over all workers")
-    posterior_noise: Fraction = Field(1.0, description="share of the posterior's standard deviation in the targets")
-    base: Literal["normal", "gmm"] = Field("gmm", description="what the net transforms: N(0, I) or a fitted mixture")
-    base_components: Count = Field(10, description="components of base gmm")
-    width: Count = Field(256, description="hidden units of the residual MLP")
-    depth: Count = Field(3, description="residual blocks")
-    steps: Count = Field(2000, description="updates")
-    learning_rate: Positive = Field(1e-3, description="Adam's peak rate, cosine to zero")
-    ema: Annotated[float, Field(ge=0, lt=1)] = Field(0.995, description="decay of the averaged weights; 0: none")
-    checkpoint_steps: Count = Field(500, description="steps between checkpoints and validations of phase 2")
 
 
 class SampleConfig(Section):
@@ -196,12 +140,12 @@ class EvaluateConfig(Section):
     """Figures of merit."""
 
     split: Literal["validation", "test"] = Field("test", description="choose on validation, report on test")
-    extractor: Literal["auto", "classifier", "inception", "random"] = Field(
+    extractor: Annotated[str, OneOf(EXTRACTORS, "auto")] = Field(
         "auto",
         description="features of the Frechet distance; auto: classifier where there are labels, else random",
     )
     inception_weights: str | None = Field(None, description="path of Inception weights; null: torch-fidelity's own")
-    generators: list[Literal["prior", "gaussian", "gmm", "langevin", "sampler", "encoder"]] = Field(
+    generators: list[one_of(GENERATORS)] = Field(  # type: ignore[valid-type]
         ["prior", "gaussian", "gmm", "langevin", "sampler", "encoder"],
         min_length=1,
         description="latents judged",
@@ -214,6 +158,13 @@ class EvaluateConfig(Section):
         120, description="steps of annealed Langevin, burn-in included"
     )
     classifier_epochs: Count = Field(30, description="epochs of the feature classifier")
+
+    def conflict(self) -> str:
+        """Generators that are trained elsewhere."""
+        for name in self.generators:
+            if "evaluate" not in GENERATORS[name].stages:
+                return f"generators: {name} is a net that `compare` trains; `evaluate` judges the run's own, sampler"
+        return ""
 
 
 class ReportConfig(Section):

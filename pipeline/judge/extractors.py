@@ -10,19 +10,25 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from ldcvae.model import as_float
-from pipeline.store.data.shards import Images, load_split
-from pipeline.config.errors import ConfigError, PipelineError
-from pipeline.remote.progress import Display
-from pipeline.config.sections import EvaluateConfig, TrainConfig
-from pipeline.store.manifest import Manifest
-from pipeline.store.folder import Folder, sha256
-from pipeline.store.data.splits import labelled_images
 from ldcvae.training.world import keyed_generator
+from pipeline.config.errors import ConfigError, PipelineError
+from pipeline.config.variants import EXTRACTORS
+from pipeline.remote.progress import Display
+from pipeline.store.data.shards import Images, load_split
+from pipeline.store.data.splits import labelled_images
+from pipeline.store.folder import sha256
+from pipeline.store.run import Run
 
-__all__ = ["Extractor", "build_extractor", "train_classifier"]
+__all__ = [
+    "Extractor",
+    "build_extractor",
+    "inception",
+    "random_convolutions",
+    "stored_classifier",
+    "train_classifier",
+]
 
 _CLASSIFIER = "evaluation/classifier"
-_MEMORY_MB = TrainConfig().memory_mb
 
 
 @dataclass(frozen=True)
@@ -30,11 +36,12 @@ class Extractor:
     """Image features and what to call a figure made of them.
 
     Attributes:
-        name: classifier, inception or random.
-        figure: name of the Frechet distance: FD-classifier, FD-random; FID for Inception only.
+        name: of its record in `EXTRACTORS`.
+        figure: name of the Fréchet distance in its features.
         sha256: of the weights.
         accuracy: of the classifier on test images, None for the others.
         network: (n, C, H, W) float in [0, 1] -> (n, k) features.
+        files: what it has written under the run's folder.
     """
 
     name: str
@@ -42,6 +49,7 @@ class Extractor:
     sha256: str
     accuracy: float | None
     network: nn.Module
+    files: tuple[str, ...] = ()
 
     @torch.no_grad()
     def __call__(self, images: Tensor, batch_size: int = 1000) -> Tensor:
@@ -118,43 +126,65 @@ def train_classifier(train: Images, epochs: int, seed: int) -> nn.Sequential:
     return network.eval()
 
 
-def _stored_classifier(run: Folder, config: EvaluateConfig, seed: int, data: Manifest, memory_mb: int) -> Extractor:
-    """The run's classifier, trained once and kept with its accuracy and hash."""
+def stored_classifier(run: Run) -> Extractor:
+    """The run's classifier, trained once and kept with its accuracy and hash.
+
+    Raises:
+        ConfigError: if the data have no labels.
+    """
+    config, folder, data = run.config, run.folder, run.data
     classes = data.info["classes"]
     if not classes:
         raise ConfigError(
             "evaluate.extractor: 'classifier' needs labels and this data set has none; use "
             "evaluate.extractor=inception, or evaluate.extractor=random"
         )
-    made_of = {"data": data.digest, "seed": seed, "epochs": config.classifier_epochs, "memory_mb": memory_mb}
-    kept = run.read_json(f"{_CLASSIFIER}.json") if run.exists(f"{_CLASSIFIER}.json") else {}
+    made_of = {
+        "data": data.digest,
+        "seed": config.seed,
+        "epochs": config.evaluate.classifier_epochs,
+        "memory_mb": config.train.memory_mb,
+    }
+    kept = folder.read_json(f"{_CLASSIFIER}.json") if folder.exists(f"{_CLASSIFIER}.json") else {}
     if kept.get("made_of") != made_of:
-        train = labelled_images(run, memory_mb, seed, "classifier")
-        trained = train_classifier(train, config.classifier_epochs, seed)
+        train = labelled_images(run, config.seed, "classifier")
+        trained = train_classifier(train, config.evaluate.classifier_epochs, config.seed)
         content = save({name: tensor.contiguous() for name, tensor in trained.state_dict().items()})
         accuracy = _accuracy(trained, load_split(run, "test"))
         kept = {"made_of": made_of, "accuracy": accuracy, "sha256": sha256(content)}
-        run.write(f"{_CLASSIFIER}.safetensors", content)
-        run.write_json(f"{_CLASSIFIER}.json", kept)
+        folder.write(f"{_CLASSIFIER}.safetensors", content)
+        folder.write_json(f"{_CLASSIFIER}.json", kept)
     # Always as stored: the trained one's memory format would give other last bits than a later process sees.
-    network = _classifier(data.info["shape"], len(classes))
-    network.load_state_dict(load(run.read_verified(f"{_CLASSIFIER}.safetensors", kept["sha256"])))
+    network = _classifier(run.shape, len(classes))
+    network.load_state_dict(load(folder.read_verified(f"{_CLASSIFIER}.safetensors", kept["sha256"])))
     network.eval()
-    return Extractor("classifier", "FD-classifier", kept["sha256"], kept["accuracy"], network[:-1])
+    files = (f"{_CLASSIFIER}.json", f"{_CLASSIFIER}.safetensors")
+    return _extractor("classifier", kept["sha256"], network[:-1], kept["accuracy"], files)
 
 
-def _random(shape: tuple[int, int, int]) -> Extractor:
+def _extractor(
+    name: str, digest: str, network: nn.Module, accuracy: float | None = None, files: tuple[str, ...] = ()
+) -> Extractor:
+    return Extractor(name, EXTRACTORS[name].figure, digest, accuracy, network, files)
+
+
+def _digest(network: nn.Module) -> str:
+    digest = hashlib.sha256()
+    for tensor in network.state_dict().values():
+        digest.update(tensor.cpu().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def random_convolutions(run: Run) -> Extractor:
     """Untrained convolutions with a fixed seed: weaker than learnt features, but the same for everybody."""
+    shape = run.shape
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         network = nn.Sequential(*_convolutions(shape))
         with torch.no_grad():
             size = network(torch.zeros(1, *shape)).shape[1]
         network.append(nn.Linear(size, 64))
-    digest = hashlib.sha256()
-    for tensor in network.state_dict().values():
-        digest.update(tensor.numpy().tobytes())
-    return Extractor("random", "FD-random", digest.hexdigest(), None, network.eval())
+    return _extractor("random", _digest(network), network.eval())
 
 
 class _Inception(nn.Module):
@@ -169,7 +199,14 @@ class _Inception(nn.Module):
         return self.network(pixels.expand(-1, 3, -1, -1) if pixels.shape[1] == 1 else pixels)[0]
 
 
-def _inception(weights: str | None) -> Extractor:
+def inception(run: Run) -> Extractor:
+    """torch-fidelity's Inception, with weights of its own or from `evaluate.inception_weights`.
+
+    Raises:
+        ConfigError: if the package or the weights are missing.
+        PipelineError: if the weights cannot be downloaded.
+    """
+    weights = run.config.evaluate.inception_weights
     try:
         from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
     except ImportError:
@@ -190,34 +227,16 @@ def _inception(weights: str | None) -> Extractor:
         raise PipelineError(
             f"Inception weights cannot be downloaded ({error}); give their path as evaluate.inception_weights=FILE"
         ) from error
-
-    digest = hashlib.sha256()
-    for tensor in network.state_dict().values():
-        digest.update(tensor.cpu().numpy().tobytes())
-    return Extractor("inception", "FID", digest.hexdigest(), None, _Inception(network))
+    return _extractor("inception", _digest(network), _Inception(network))
 
 
-def build_extractor(
-    run: Folder, config: EvaluateConfig, seed: int, data: Manifest, memory_mb: int = _MEMORY_MB
-) -> Extractor:
-    """The extractor that the config names.
-
-    Args:
-        run: the run's folder, where a classifier is kept.
-        config: the `evaluate` section.
-        seed: of the classifier.
-        data: manifest of the data set.
-        memory_mb: a classifier learns from this many MiB of training images at most.
+def build_extractor(run: Run) -> Extractor:
+    """The extractor that the run's configuration names.
 
     Raises:
         ConfigError: if the data have no labels, or Inception's package or weights are missing.
     """
-    name = config.extractor
+    name = run.config.evaluate.extractor
     if name == "auto":
-        name = "classifier" if data.info["classes"] else "random"
-    if name == "classifier":
-        return _stored_classifier(run, config, seed, data, memory_mb)
-    if name == "inception":
-        return _inception(config.inception_weights)
-    shape = data.info["shape"]
-    return _random((shape[0], shape[1], shape[2]))
+        name = "classifier" if run.data.info["classes"] else "random"
+    return EXTRACTORS.find(name).build(run)

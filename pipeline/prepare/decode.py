@@ -21,11 +21,11 @@ import pyarrow as pa
 from PIL import Image, ImageOps, UnidentifiedImageError
 from tqdm import tqdm
 
-from pipeline.remote.connect import connect
-from pipeline.prepare.gather import Collector
-from pipeline.config.load import Config
 from pipeline.config.errors import PipelineError
+from pipeline.config.load import Config
 from pipeline.config.sections import DataConfig
+from pipeline.prepare.gather import Collector
+from pipeline.remote.connect import connect
 from pipeline.store.folder import Folder
 
 __all__ = [
@@ -143,7 +143,7 @@ def decode(content: bytes, form: Form = AS_IT_IS) -> np.ndarray:
     Example:
         >>> decode(b"hello")
         Traceback (most recent call last):
-        pipeline.image_files.BadImage: not a PNG or JPEG image (5 bytes)
+        pipeline.prepare.decode.BadImage: not a PNG or JPEG image (5 bytes)
     """
     try:
         with warnings.catch_warnings():

@@ -1,126 +1,18 @@
-"""Read what a source holds: each reader brings its files to the same form, `RawImages`."""
+"""IDX files, as those of MNIST."""
 
 import gzip
 import zlib
 from collections.abc import Sequence
-from typing import Any, NamedTuple
 
 import numpy as np
 
-from pipeline.prepare.gather import Collector
-from pipeline.config.load import Config
 from pipeline.config.errors import PipelineError
-from pipeline.prepare.decode import Form, decode_files, fit
 from pipeline.config.sections import DataConfig
+from pipeline.prepare.decode import Form, fit
+from pipeline.prepare.raw import RawImages, classes_of
 from pipeline.store.folder import Folder
 
-__all__ = ["RawImages", "classes_of", "load_digits", "load_folder", "load_idx", "split_of_name"]
-
-_SPLITS = {"train": "train", "validation": "validation", "val": "validation", "valid": "validation", "test": "test"}
-
-
-class RawImages(NamedTuple):
-    """All images of a source.
-
-    Attributes:
-        images: (N, C, H, W) uint8, after resizing and channel conversion; many of them lie in a temporary file.
-        labels: (N,) int64, -1 where there is none; None without labels.
-        splits: (N,) "train", "validation" or "test" as the source has it; "train" is what may be cut further.
-        classes: names of labels 0, 1, …; empty without labels.
-        skipped: `{"file", "reason"}` of what was left out.
-    """
-
-    images: np.ndarray
-    labels: np.ndarray | None
-    splits: np.ndarray
-    classes: tuple[str, ...]
-    skipped: tuple[dict[str, str], ...] = ()
-
-
-def split_of_name(name: str) -> str | None:
-    """The split that a word names, or None.
-
-    Example:
-        >>> split_of_name("Val"), split_of_name("cats")
-        ('validation', None)
-    """
-    return _SPLITS.get(name.lower())
-
-
-def classes_of(
-    values: Sequence[int | str | None], names: Sequence[str] | None = None
-) -> tuple[np.ndarray | None, tuple[str, ...]]:
-    """Labels as 0, 1, … and the names of the classes.
-
-    Args:
-        values: one per image; integers or strings, None where there is no label.
-        names: of the integers 0, 1, …, where known; else classes are the distinct values in order.
-
-    Raises:
-        ValueError: if an integer has no name in `names`.
-
-    Example:
-        >>> classes_of(["dog", None, "cat"])
-        (array([ 1, -1,  0]), ('cat', 'dog'))
-    """
-    present: list[Any] = sorted({value for value in values if value is not None})
-    if not present:
-        return None, ()
-    if names is not None:
-        if not 0 <= present[0] <= present[-1] < len(names):
-            raise ValueError(f"labels run from {present[0]} to {present[-1]}, but there are {len(names)} class names")
-        present = list(range(len(names)))
-    number = {value: index for index, value in enumerate(present)} | {None: -1}
-    labels = np.array([number[value] for value in values], np.int64)
-    return labels, tuple(str(value) for value in (names if names is not None else present))
-
-
-def load_digits(data: DataConfig) -> RawImages:
-    """Scikit-learn's bundled digits: 1,797 scans of 8x8."""
-    from sklearn import datasets
-
-    digits = datasets.load_digits()
-    images = np.rint(digits.images * (255 / 16)).astype(np.uint8)[:, None]  # scans hold 0 to 16
-    splits = np.full(len(images), "train")
-    labels = digits.target.astype(np.int64)
-    return RawImages(fit(images, Form.of(data)), labels, splits, tuple("0123456789"))
-
-
-def load_folder(config: Config, folder: Folder, names: list[str]) -> RawImages:
-    """PNG and JPEG files.
-
-    Top-level folders `train`, `validation` (or `val`) and `test` are splits if `train` is there and at least one
-    other, or nothing else; then files outside them are left out and listed. The next folder is the label.
-    """
-    top = {name.split("/")[0] for name in names if "/" in name}
-    found = {split for name in top if (split := split_of_name(name)) is not None}
-    has_splits = "train" in found and (len(found) > 1 or len(top) == 1)
-    collector = Collector(config.data.on_bad_image, folder.url)
-    splits: list[str] = []
-    values: list[str | None] = []
-    used: list[str] = []
-    for name in names:
-        *folders, _ = name.split("/")
-        split = "train"
-        if has_splits:
-            named = split_of_name(folders.pop(0)) if folders else None
-            if named is None:
-                collector.skipped.append({"file": name, "reason": f"outside the split folders {sorted(found)}"})
-                continue
-            split = named
-        used.append(name)
-        splits.append(split)
-        values.append(folders[0] if folders else None)
-    for index, result in decode_files(config, folder, used):
-        if isinstance(result, str):
-            collector.reject(used[index], result)
-        else:
-            collector.add(index, used[index], result)
-    images, kept = collector.finish()
-    labels, classes = classes_of([values[index] for index in kept])
-    skipped = sorted(collector.skipped, key=lambda entry: entry["file"])
-    return RawImages(images, labels, np.array(splits)[kept], classes, tuple(skipped))
-
+__all__ = ["load_idx"]
 
 _IDX = {"train": ("train-images", "train-labels"), "test": ("t10k-images", "t10k-labels")}
 

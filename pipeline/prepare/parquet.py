@@ -11,11 +11,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.prepare.gather import Collector
 from pipeline.config.errors import PipelineError
-from pipeline.prepare.decode import BadImage, Form, decode, fit_one, progress
-from pipeline.prepare.idx import RawImages, classes_of, split_of_name
 from pipeline.config.sections import DataConfig
+from pipeline.prepare.decode import BadImage, Form, decode, fit_one, progress
+from pipeline.prepare.gather import Collector
+from pipeline.prepare.raw import RawImages, classes_of, split_of_name
 from pipeline.store.folder import Folder
 
 __all__ = ["load_parquet"]

@@ -11,14 +11,27 @@ from functools import partial
 from importlib.metadata import version
 from typing import Any, NamedTuple
 
-from pipeline.config.load import Config
 from pipeline.config.errors import ConfigError, PipelineError
+from pipeline.config.sections import Config
+from pipeline.config.variants import SOURCES
+from pipeline.prepare.digits import load_digits
+from pipeline.prepare.files import load_folder
+from pipeline.prepare.idx import load_idx
 from pipeline.prepare.parquet import load_parquet
-from pipeline.prepare.idx import RawImages, load_digits, load_folder, load_idx
-from pipeline.store.folder import Folder, fingerprint
+from pipeline.prepare.raw import RawImages
 from pipeline.prepare.torchvision import load_torchvision, torchvision_class
+from pipeline.store.folder import Folder, fingerprint
 
-__all__ = ["RawImages", "Source", "find_source"]
+__all__ = [
+    "RawImages",
+    "Source",
+    "find_digits",
+    "find_folder",
+    "find_idx",
+    "find_parquet",
+    "find_source",
+    "find_torchvision",
+]
 
 
 class Source(NamedTuple):
@@ -45,27 +58,51 @@ def find_source(config: Config) -> Source:
         >>> source.load().images.shape
         (1797, 1, 8, 8)
     """
-    data = config.data
-    if data.source == "digits":
-        return Source({"scikit-learn": version("scikit-learn")}, partial(load_digits, data))
-    if data.source == "torchvision":
-        torchvision_class(data)  # an unknown name shall fail before anything else happens
-        return Source({"torchvision": version("torchvision")}, partial(load_torchvision, data))
-    assert data.path is not None  # DataConfig checks it
-    load: Callable[[Folder, list[str]], RawImages]
-    endings: tuple[str, ...]
-    if data.source == "idx":
-        load, endings = partial(load_idx, data), ("-ubyte", "-ubyte.gz", "classes.txt")
-    elif data.source == "parquet":
-        load, endings = partial(load_parquet, data), (".parquet",)
-    else:
-        load, endings = partial(load_folder, config), (".png", ".jpg", ".jpeg")
-    if data.source != "idx":
-        _refuse_own_folder(config, data.path)
-    folder, files = _list_files(data.path, recursive=data.source != "idx")
+    return SOURCES.find(config.data.source).find(config)
+
+
+def find_digits(config: Config) -> Source:
+    """Scikit-learn's bundled scans."""
+    return Source({"scikit-learn": version("scikit-learn")}, partial(load_digits, config.data))
+
+
+def find_torchvision(config: Config) -> Source:
+    """A set of torchvision's by name."""
+    torchvision_class(config.data)  # an unknown name shall fail before anything else happens
+    return Source({"torchvision": version("torchvision")}, partial(load_torchvision, config.data))
+
+
+def find_idx(config: Config) -> Source:
+    """MNIST-style IDX files in one folder."""
+    endings = ("-ubyte", "-ubyte.gz", "classes.txt")
+    return _find_files(config, partial(load_idx, config.data), endings, recursive=False)
+
+
+def find_folder(config: Config) -> Source:
+    """Image files, whose folders are labels."""
+    return _find_files(config, partial(load_folder, config), (".png", ".jpg", ".jpeg"))
+
+
+def find_parquet(config: Config) -> Source:
+    """Parquet files with an image column."""
+    return _find_files(config, partial(load_parquet, config.data), (".parquet",))
+
+
+def _find_files(
+    config: Config,
+    load: Callable[[Folder, list[str]], RawImages],
+    endings: tuple[str, ...],
+    recursive: bool = True,
+) -> Source:
+    path = config.data.path
+    assert path is not None  # DataConfig checks it
+    if recursive:
+        _refuse_own_folder(config, path)
+    folder, files = _list_files(path, recursive)
     files = {name: tag for name, tag in files.items() if name.lower().endswith(endings)}
     if not files:
-        raise PipelineError(f"{folder.url} has no files for source {data.source!r}: {', '.join(endings)}")
+        kind = config.data.source
+        raise PipelineError(f"{folder.url} has no files for source {kind!r}: {', '.join(endings)}")
     return Source({"files": len(files), "digest": fingerprint(files)}, partial(load, folder, list(files)))
 
 

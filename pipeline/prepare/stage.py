@@ -1,22 +1,15 @@
-"""Prepare: raw images to Parquet shards of uint8 pixels in `<run>/data/`, cut into train, validation and test.
+"""Cuts a source into splits and writes them; what `python -m pipeline.prepare` runs."""
 
-Sources (data.source): digits, torchvision, idx, folder, parquet. The splits a source has are kept; what is missing is
-cut from the training images with the seed. Reads data.* and seed only.
-"""
-
-from functools import partial
 from typing import Any
 
 import numpy as np
 
-from pipeline.__main__ import main
-from pipeline.config.load import Config
-from pipeline.store.data.shards import SPLITS, write_split
 from pipeline.config.errors import PipelineError
 from pipeline.config.sections import DataConfig
 from pipeline.prepare.sources import Source, find_source
-from pipeline.store.manifest import Manifest, run_stage, say
-from pipeline.store.folder import Folder
+from pipeline.store.data.shards import SPLITS, write_split
+from pipeline.store.manifest import Manifest, say
+from pipeline.store.run import Run
 
 __all__ = ["cut_splits", "run"]
 
@@ -57,35 +50,24 @@ def cut_splits(splits: np.ndarray, data: DataConfig, seed: int) -> dict[str, np.
     return parts
 
 
-def run(config: Config, force: bool = False) -> Manifest:
-    """Prepare the images unless that is done for the same source, `data.*` and seed.
-
-    Args:
-        config: the run's configuration.
-        force: prepare again in any case.
-
-    Returns:
-        Manifest of stage `data`. Its `info`: `source`; `shape` [C, H, W]; `counts` by split; `classes`, names of
-        labels 0, 1, …, empty without labels; `label_counts` by class, over all splits; `pixel_mean`, of the training
-        images in [0, 1], over all channels; `skipped`, the first 1,000 `{"file", "reason"}` left out;
-        `skipped_count`, all of them.
-
-    Raises:
-        ConfigError: if `data.*` cannot work.
-        PipelineError: naming the file or image that is missing or wrong.
-    """
-    source = find_source(config)
-    depends_on = {"data": config.data.model_dump(mode="json"), "seed": config.seed, "source": source.description}
-    return run_stage(config, "data", depends_on, partial(_work, config, source), force)
+def run(run: Run, force: bool = False) -> Manifest:
+    """See `pipeline.prepare.run`."""
+    source = find_source(run.config)
+    depends_on = {
+        "data": run.config.data.model_dump(mode="json"),
+        "seed": run.config.seed,
+        "source": source.description,
+    }
+    return run.stage("data", depends_on, lambda _: _write(run, source), force)
 
 
-def _work(config: Config, source: Source, run: Folder, fingerprint: str) -> tuple[list[str], dict[str, Any]]:
-    raw = source.load()
+def _write(run: Run, source: Source) -> tuple[list[str], dict[str, Any]]:
+    raw, config = source.load(), run.config
     parts = cut_splits(raw.splits, config.data, config.seed)
-    run.remove("data")  # shards of an earlier, larger data set would outlive this one
+    run.folder.remove("data")  # shards of an earlier, larger data set would outlive this one
     names: list[str] = []
     for split, indices in parts.items():
-        names += write_split(run, split, raw.images, raw.labels, config.data.images_per_shard, indices)
+        names += write_split(run.folder, split, raw.images, raw.labels, config.data.images_per_shard, indices)
     counts = {split: len(indices) for split, indices in parts.items()}
     used = np.concatenate(list(parts.values()))
     labelled = np.array([], np.int64) if raw.labels is None else raw.labels[used]
@@ -115,7 +97,3 @@ def _summary(info: dict[str, Any]) -> str:
     counts = ", ".join(f"{split} {count:,}" for split, count in info["counts"].items())
     skipped = f"; {info['skipped_count']:,} files skipped" if info["skipped_count"] else ""
     return f"{sum(info['counts'].values()):,} images {shape}, {classes}: {counts}{skipped}"
-
-
-if __name__ == "__main__":
-    main("prepare")

@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from pipeline.prepare.gather import Collector
 from pipeline.config.errors import ConfigError, PipelineError
-from pipeline.prepare.decode import Form, progress, to_array
-from pipeline.prepare.idx import RawImages, classes_of
 from pipeline.config.sections import DataConfig
+from pipeline.prepare.decode import Form, progress, to_array
+from pipeline.prepare.gather import Collector
+from pipeline.prepare.raw import RawImages, classes_of
 
 __all__ = ["load_torchvision", "torchvision_class"]
 
@@ -51,7 +51,7 @@ def torchvision_class(data: DataConfig) -> Any:
     Example:
         >>> torchvision_class(DataConfig(source="torchvision", name="FashionMNST"))
         Traceback (most recent call last):
-        pipeline.errors.ConfigError: data.name: torchvision has no usable set 'FashionMNST'; did you ...
+        pipeline.config.errors.ConfigError: data.name: torchvision has no usable set 'FashionMNST'; did you ...
     """
     known = _usable()
     if data.name in known:

@@ -1,57 +1,35 @@
-"""Everything a run has produced, as one self-contained HTML page: pictures, figures of merit, configuration.
+"""Gathers what a run has produced and writes its page."""
 
-Reads the data set, the model, the training log and the evaluation; writes `report/index.html` (no script, nothing
-loaded from elsewhere) and its pictures as `report/*.png`.
-"""
-
-import base64
-import hashlib
 import math
-import os
-import platform
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
-from jinja2 import Environment, PackageLoader, StrictUndefined
 from torch import Tensor
 
-from ldcvae import LDCVAE
-
-from ldcvae import Posterior
-from pipeline.__main__ import main
-from pipeline.config.load import Config, dump_yaml
+from ldcvae import LDCVAE, Posterior
+from ldcvae.variants import GENERATORS
+from pipeline.config.load import dump_yaml
+from pipeline.config.sections import Config
+from pipeline.judge.generators import budget_of
+from pipeline.judge.pages.pictures import Picture, image_grid
+from pipeline.judge.pages.plots import dots
+from pipeline.judge.pages.render import Entry, format_column, machine, render
+from pipeline.judge.pages.stored import stored_pictures
+from pipeline.report.plots import plane, training_curves
 from pipeline.store.data.shards import decode_shard, load_split
 from pipeline.store.history import read_history
-from pipeline.judge.pages.pictures import Picture, image_grid
-from pipeline.report.plots import dots, plane, training_curves
-from pipeline.store.manifest import Manifest, read_manifest, run_folder, run_stage, say
-from pipeline.store.folder import Folder
-from pipeline.tune.plots import stored_pictures
+from pipeline.store.manifest import Manifest, say
 from pipeline.store.model import load_model
+from pipeline.store.run import STAGES, Run
 
-__all__ = ["Cell", "format_column", "interpolate", "machine", "render", "run"]
+__all__ = ["interpolate", "run"]
 
-STAGES = {"data": "prepare", "train": "train", "samples": "sample", "evaluation": "evaluate"}  # folder -> module
-ONE_PASS = ("prior", "gaussian", "gmm", "sampler")  # generators that neither iterate nor need images
+SHOWN = ("data", "train", "samples", "evaluation")  # stages that every page is made of
 COLUMNS = ("fd", "kid", "precision", "recall", "density", "coverage", "mmd2", "sliced_wasserstein", "latents_per_s")
 MAX_POINTS = 2000  # of each cloud in the latent plane; more only makes blots
-
-
-class Cell(NamedTuple):
-    """A number of the table as text.
-
-    Attributes:
-        value: the mean, an en dash where there is none.
-        spread: the standard deviation over draws, or empty.
-    """
-
-    value: str
-    spread: str
 
 
 def interpolate(start: Tensor, end: Tensor, steps: int) -> Tensor:
@@ -77,60 +55,24 @@ def interpolate(start: Tensor, end: Tensor, steps: int) -> Tensor:
     return (left * start[:, None] + right * end[:, None]) / torch.sin(angle)
 
 
-def _significant(value: float, digits: int) -> float:
-    return round(value, digits - 1 - math.floor(math.log10(abs(value)))) if value else value
-
-
-def format_column(
-    values: Sequence[float | None], spreads: Sequence[float | None], small: bool = False, rate: bool = False
-) -> tuple[list[Cell], int]:
-    """One column of the table, all with the same decimals.
-
-    Args:
-        values: means; None where there is none.
-        spreads: standard deviations, as many.
-        small: show the column times 1000 when all of it is below 0.1.
-        rate: figures over several orders of magnitude, rounded to three digits each.
-
-    Returns:
-        The cells, and the factor 1 or 1000 by which they were multiplied.
-
-    Example:
-        >>> format_column([287.61, None, 0.5], [1.25, None, None])
-        ([Cell(value='287.6', spread='1.2'), Cell(value='–', spread=''), Cell(value='0.5', spread='')], 1)
-    """
-    largest = max((abs(value) for value in values if value is not None), default=0.0)
-    factor = 1000 if small and 0 < largest < 0.1 else 1
-    decimals = 3 if not largest else max(0, min(3, 3 - math.floor(math.log10(largest * factor))))
-
-    def text(value: float | None, digits: int, missing: str) -> str:
-        if value is None:
-            return missing
-        value = _significant(value, digits) if rate else value * factor
-        return f"{value:,.{decimals}f}".replace("-", "\N{MINUS SIGN}")
-
-    pairs = zip(values, spreads, strict=True)
-    return [Cell(text(mean, 3, "\N{EN DASH}"), text(spread, 2, "")) for mean, spread in pairs], factor
-
-
 def _names(config: Config, generators: Iterable[str]) -> dict[str, str]:
-    """What the page calls the generators, in the order of the table."""
-    known = {
-        "prior": "N(0, I)",
-        "gaussian": "Gaussian fit",
-        "gmm": f"GMM, {config.evaluate.gmm_components} components",
-        "langevin": f"Langevin, {config.evaluate.langevin_steps} steps",
-        "sampler": "Sampler net",
-        "encoder": "Encoder posterior",
-    }
-    given = list(generators)
-    return {key: known[key] for key in known if key in given} | {key: key for key in given if key not in known}
+    """What the page calls the generators, in the order of the table; a plugin's that is not loaded, its name."""
+    budget, given = budget_of(config), list(generators)
+    titles = {name: record.title(budget, "N(0, I)") for name, record in GENERATORS.items() if name in given}
+    titles |= {name: name for name in given if name not in titles}
+    return {name: title[0].upper() + title[1:] for name, title in titles.items()}
 
 
-def _table(metrics: Mapping[str, Any]) -> dict[str, Any]:
+def _one_pass(config: Config, generators: Iterable[str]) -> list[str]:
+    """The generators that need at most one pass of a network, and no image."""
+    budget, known = budget_of(config), [GENERATORS[name] for name in generators if name in GENERATORS]
+    return [one.name for one in known if one.kind != "bound" and one.passes(budget, config.model.latent_dim) <= 1]
+
+
+def _table(metrics: Mapping[str, Any], config: Config) -> dict[str, Any]:
     """Cells by row and column, and what the page says in words."""
     rows = dict(metrics["generators"]) | {key: metrics[key] for key in ("floor", "reconstruction") if key in metrics}
-    cells: dict[str, dict[str, Cell]] = {key: {} for key in rows}
+    cells: dict[str, dict[str, Entry]] = {key: {} for key in rows}
     factors = {}
     for column in COLUMNS:
         values = [row.get(column) for row in rows.values()]
@@ -141,7 +83,7 @@ def _table(metrics: Mapping[str, Any]) -> dict[str, Any]:
         for key, cell in zip(rows, formatted, strict=True):
             cells[key][column] = cell
     fd = {key: row["fd"] for key, row in metrics["generators"].items() if row.get("fd") is not None}
-    best = min((key for key in ONE_PASS if key in fd), key=lambda key: fd[key], default=None)
+    best = min(_one_pass(config, fd), key=lambda key: fd[key], default=None)
     share = None
     if {"prior", "sampler", "encoder"} <= set(fd) and fd["prior"] > fd["encoder"]:
         share = (fd["prior"] - fd["sampler"]) / (fd["prior"] - fd["encoder"])
@@ -173,8 +115,9 @@ def _planes(model: LDCVAE, images: Tensor, generator: torch.Generator) -> dict[s
     return pictures
 
 
-def _generated(folder: Folder, manifest: Manifest, shape: Sequence[int], count: int) -> np.ndarray:
+def _generated(run: Run, shape: Sequence[int], count: int) -> np.ndarray:
     """The first images that the sample stage wrote, (n, C, H, W) in [0, 1], n at most `count`."""
+    folder, manifest = run.folder, run.manifest("samples")
     images = np.empty((0, *shape), np.uint8)
     for name in (name for name in sorted(manifest.outputs) if name.endswith(".parquet")):
         if len(images) < count:
@@ -207,38 +150,17 @@ def _galleries(model: LDCVAE, samples: np.ndarray, test: Tensor, generator: torc
     return {name: Picture(name, png, None, alt) for name, (png, alt) in grids.items()}
 
 
-def machine() -> str:
-    """Processor and accelerator of this machine; the page is usually made where the run was."""
-    names = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""  # Linux has no better place
-    cpu = re.search(r"^model name\s*: (.*)", names, re.M)
-    text = f"{cpu[1] if cpu else platform.processor() or platform.machine()}, {os.cpu_count()} logical CPUs"
-    return text + (f", {torch.cuda.get_device_name()}" if torch.cuda.is_available() else "")
-
-
-def _csp_hash(script: str) -> str:
-    """The source expression that lets a page's Content-Security-Policy run this inline script and no other."""
-    return "sha256-" + base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-
-
-def render(content: Mapping[str, Any], template: str = "report.html.j2") -> bytes:
-    """A page from one of this package's templates and its variables, every one escaped."""
-    options: dict[str, Any] = {"autoescape": True, "trim_blocks": True, "lstrip_blocks": True}
-    environment = Environment(loader=PackageLoader("pipeline", "."), undefined=StrictUndefined, **options)
-    environment.filters["data_uri"] = lambda png: "data:image/png;base64," + base64.b64encode(png).decode()
-    environment.filters["csp_hash"] = _csp_hash
-    return environment.get_template(template).render(content).encode()
-
-
 @torch.inference_mode()
-def _make(config: Config, folder: Folder, manifests: dict[str, Manifest]) -> tuple[list[str], dict[str, Any]]:
+def _make(run: Run, manifests: dict[str, Manifest]) -> tuple[list[str], dict[str, Any]]:
+    config, folder = run.config, run.folder
     metrics = folder.read_json("evaluation/metrics.json")
-    model = load_model(folder)
-    test = load_split(folder, "test").pixels
+    model = load_model(run)
+    test = load_split(run, "test").pixels
     some = test[torch.linspace(0, len(test) - 1, min(MAX_POINTS, len(test))).long()].float() / 255
     generator = torch.Generator().manual_seed(config.seed)
-    table = _table(metrics)
+    table = _table(metrics, config)
     names = _names(config, metrics["generators"])
-    samples = _generated(folder, manifests["samples"], test.shape[1:], config.report.images)
+    samples = _generated(run, test.shape[1:], config.report.images)
     galleries, planes = _galleries(model, samples, some, generator), _planes(model, some, generator)
     curves = training_curves(read_history(folder))
     pictures = [*galleries.values(), *planes.values(), *(p for phase in curves.values() for p in phase)]
@@ -251,7 +173,7 @@ def _make(config: Config, folder: Folder, manifests: dict[str, Manifest]) -> tup
         alt = f"{figure} of each generator: " + ", ".join(f"{names[key]} {fd[key]:.4g}" for key in shown)
         distances = Picture.both(draw, "distances", alt)
         pictures.append(distances)
-    searched = stored_pictures(folder, manifests.get("tune"))
+    searched = stored_pictures(run)
     pictures += searched.values()
     page = render(
         {
@@ -264,7 +186,7 @@ def _make(config: Config, folder: Folder, manifests: dict[str, Manifest]) -> tup
             "planes": planes,
             "curves": curves,
             "distances": distances,
-            "stages": STAGES,
+            "stages": {stage: STAGES[stage] for stage in SHOWN},
             "manifests": manifests,
             "model": model.config,
             "machine": machine(),
@@ -281,30 +203,12 @@ def _make(config: Config, folder: Folder, manifests: dict[str, Manifest]) -> tup
     return list(files), {"pictures": len(pictures), "bytes": len(page)}
 
 
-def run(config: Config, force: bool = False) -> Manifest:
-    """Write the page of a run.
-
-    Args:
-        config: the run's configuration.
-        force: write it even when nothing it shows has changed.
-
-    Returns:
-        The stage's manifest.
-
-    Raises:
-        PipelineError: if an earlier stage has not finished, naming the command to run.
-    """
-    folder = run_folder(config)
-    manifests = {stage: read_manifest(folder, stage, f"pipeline.{module}") for stage, module in STAGES.items()}
-    for stage in ("tune", "compare"):  # not every run is searched or compared
-        if folder.exists(f"{stage}/manifest.json"):
-            manifests[stage] = read_manifest(folder, stage, f"pipeline.{stage}")
+def run(run: Run, force: bool = False) -> Manifest:
+    """See `pipeline.report.run`."""
+    manifests = {stage: run.manifest(stage) for stage in SHOWN}
+    manifests |= {stage: run.manifest(stage) for stage in ("tune", "compare") if run.has(stage)}
     # The page shows the whole configuration, so all of it counts.
-    depends_on = {"config": config.model_dump(mode="json")} | {key: m.digest for key, m in manifests.items()}
-    manifest = run_stage(config, "report", depends_on, lambda to, _: _make(config, to, manifests), force)
-    say(f"report: {folder.url}/report/index.html")
+    depends_on = {"config": run.config.model_dump(mode="json")} | {key: m.digest for key, m in manifests.items()}
+    manifest = run.stage("report", depends_on, lambda _: _make(run, manifests), force)
+    say(f"report: {run.folder.url}/report/index.html")
     return manifest
-
-
-if __name__ == "__main__":
-    main("report")

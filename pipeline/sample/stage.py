@@ -1,10 +1,5 @@
-"""Generate images: `samples/images-*.parquet` and `samples/grid.png`, optionally single PNG files.
+"""Draws the images batch by batch, here or in Ray tasks, and writes them."""
 
-Batches are drawn from generators keyed by (seed, batch), so the same seed gives the same images for any number of
-workers.
-"""
-
-import functools
 import io
 from typing import Any
 
@@ -14,15 +9,13 @@ from PIL import Image
 from torch import Tensor
 
 from ldcvae.model import LDCVAE
-from pipeline.__main__ import main
+from ldcvae.training.world import keyed_generator
+from pipeline.judge.pages.pictures import image_grid
 from pipeline.remote.connect import connect, parallel_map
 from pipeline.store.data.shards import encode_shard
-from pipeline.judge.pages.pictures import image_grid
-from pipeline.config.sections import Config
-from pipeline.store.manifest import Manifest, read_manifest, run_folder, run_stage
-from pipeline.store.folder import Folder
+from pipeline.store.manifest import Manifest
 from pipeline.store.model import load_model
-from ldcvae.training.world import keyed_generator
+from pipeline.store.run import Run
 
 __all__ = ["encode_png", "run", "sample_batch"]
 
@@ -54,63 +47,58 @@ def sample_batch(model: LDCVAE, seed: int, batch: int, size: int) -> Tensor:
     return (images * 255.0).round().to(torch.uint8).cpu()
 
 
-@functools.lru_cache(maxsize=1)
-def _model(run_url: str, digest: str) -> LDCVAE:
+_newest: tuple[tuple[str, str], LDCVAE] | None = None
+
+
+def _model(run: Run, digest: str) -> LDCVAE:
     """The model, loaded once a process; `digest` makes a new training a new model."""
-    return load_model(Folder(run_url))
+    global _newest
+    if _newest is None or _newest[0] != (run.folder.url, digest):
+        _newest = (run.folder.url, digest), load_model(run)
+    return _newest[1]
 
 
 def _write_batch(job: dict[str, Any]) -> list[str]:
-    run, batch = Folder(job["run"]), job["batch"]
-    pixels = sample_batch(_model(job["run"], job["digest"]), job["seed"], batch, job["size"])
+    run, batch = job["run"], job["batch"]
+    pixels = sample_batch(_model(run, job["digest"]), run.config.seed, batch, job["size"])
     name = f"samples/images-{batch:05d}.parquet"
-    run.write(name, encode_shard(pixels.numpy(), None, "sample"))
+    run.folder.write(name, encode_shard(pixels.numpy(), None, "sample"))
     names = [name]
-    if job["png"]:
+    if run.config.sample.png:
         for offset, image in enumerate(pixels):
             names.append(f"samples/png/{job['first'] + offset:06d}.png")
-            run.write(names[-1], encode_png(image))
+            run.folder.write(names[-1], encode_png(image))
     return names
 
 
-def run(config: Config, force: bool = False) -> Manifest:
-    """Generate `sample.num_images` images, unless they are there.
+def run(run: Run, force: bool = False) -> Manifest:
+    """See `pipeline.sample.run`."""
+    settings, folder = run.config.sample, run.folder
+    digest = run.manifest("train").digest
 
-    Raises:
-        PipelineError: if `pipeline.train` has not finished.
-    """
-    settings = config.sample
-    digest = read_manifest(run_folder(config), "train", "pipeline.train").digest
-
-    def work(folder: Folder, _: str) -> tuple[list[str], dict[str, Any]]:
+    def work(_: str) -> tuple[list[str], dict[str, Any]]:
         folder.remove("samples")
         jobs: list[dict[str, Any]] = [
             {
-                "run": folder.url,
+                "run": run,
                 "digest": digest,
-                "seed": config.seed,
                 "batch": batch,
                 "first": first,
                 "size": min(settings.batch_size, settings.num_images - first),
-                "png": settings.png,
             }
             for batch, first in enumerate(range(0, settings.num_images, settings.batch_size))
         ]
         if settings.num_workers == 1:
             written = [_write_batch(job) for job in jobs]
         else:
-            with connect(config):
+            with connect(run.config):
                 written = list(parallel_map(_write_batch, jobs, settings.num_workers))
         count = min(settings.grid**2, settings.batch_size, settings.num_images)
-        pixels = sample_batch(_model(folder.url, digest), config.seed, 0, jobs[0]["size"])[:count]
+        pixels = sample_batch(_model(run, digest), run.config.seed, 0, jobs[0]["size"])[:count]
         folder.write("samples/grid.png", image_grid(pixels.numpy() / 255.0, settings.grid))
         names = [name for part in written for name in part]
         mean = float(np.mean(pixels.numpy()))
         return ["samples/grid.png", *names], {"num_images": settings.num_images, "pixel_mean": mean}
 
-    depends_on = {"train": digest, "seed": config.seed, "sample": settings.model_dump(exclude={"num_workers"})}
-    return run_stage(config, "samples", depends_on, work, force)
-
-
-if __name__ == "__main__":
-    main("sample")
+    depends_on = {"train": digest, "seed": run.config.seed, "sample": settings.model_dump(exclude={"num_workers"})}
+    return run.stage("samples", depends_on, work, force)

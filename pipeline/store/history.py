@@ -19,14 +19,14 @@ __all__ = ["HISTORY_FILES", "read_history", "write_history"]
 HISTORY_FILES = ("train/metrics.jsonl", "train/tensorboard/events.out.tfevents.0.ldcvae")
 
 
-def write_history(run: Folder, history: list[dict[str, Any]]) -> None:
+def write_history(folder: Folder, history: list[dict[str, Any]]) -> None:
     """Write both files.
 
     Args:
-        run: the run's folder.
+        folder: the run's.
         history: records with `phase`, `step`, `time` and any figures.
     """
-    run.write(HISTORY_FILES[0], "".join(json.dumps(record) + "\n" for record in history).encode())
+    folder.write(HISTORY_FILES[0], "".join(json.dumps(record) + "\n" for record in history).encode())
     buffer = io.BytesIO()
     writer = RecordWriter(buffer)
     writer.write(Event(wall_time=0.0, file_version="brain.Event:2").SerializeToString())
@@ -38,13 +38,13 @@ def write_history(run: Folder, history: list[dict[str, Any]]) -> None:
         ]
         event = Event(wall_time=record.get("time", 0.0), step=record["step"], summary=Summary(value=values))
         writer.write(event.SerializeToString())
-    run.write(HISTORY_FILES[1], buffer.getvalue())
+    folder.write(HISTORY_FILES[1], buffer.getvalue())
 
 
-def read_history(run: Folder) -> list[dict[str, Any]]:
+def read_history(folder: Folder) -> list[dict[str, Any]]:
     """The records of `train/metrics.jsonl`.
 
     Raises:
         PipelineError: if it is not there.
     """
-    return [json.loads(line) for line in run.read(HISTORY_FILES[0]).decode().splitlines()]
+    return [json.loads(line) for line in folder.read(HISTORY_FILES[0]).decode().splitlines()]

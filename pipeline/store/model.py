@@ -11,8 +11,8 @@ from torch import nn
 
 from ldcvae.model import LDCVAE, LDCVAEConfig
 from pipeline.config.sections import Config
-from pipeline.store.manifest import read_manifest
 from pipeline.store.folder import Folder
+from pipeline.store.run import Run
 
 __all__ = ["BEST_FILES", "MODEL_FILES", "build_model", "load_model", "write_best", "write_model"]
 
@@ -47,21 +47,21 @@ def build_model(config: Config, image_shape: tuple[int, int, int]) -> LDCVAE:
     )
 
 
-def write_model(run: Folder, model: LDCVAE, files: tuple[str, ...] = MODEL_FILES) -> None:
+def write_model(folder: Folder, model: LDCVAE, files: tuple[str, ...] = MODEL_FILES) -> None:
     """Write the model's files under the run's folder."""
     with tempfile.TemporaryDirectory() as temporary:
         model.save_pretrained(temporary)
         for name in files:
-            run.write(name, (Path(temporary) / Path(name).name).read_bytes())
+            folder.write(name, (Path(temporary) / Path(name).name).read_bytes())
 
 
-def write_best(run: Folder, model: LDCVAE, sampler: nn.Module, validations: list[float]) -> None:
+def write_best(folder: Folder, model: LDCVAE, sampler: nn.Module, validations: list[float]) -> None:
     """Keep `train/best/` at the sampler's best validation.
 
     To be called before the checkpoint that remembers this validation: a run that goes on from it must find the files.
 
     Args:
-        run: the run's folder.
+        folder: the run's.
         model: with the trained encoder and decoder.
         sampler: its averaged weights.
         validations: figures so far, the lowest best, this sampler's the last.
@@ -70,18 +70,18 @@ def write_best(run: Folder, model: LDCVAE, sampler: nn.Module, validations: list
         return
     best = copy.deepcopy(model)
     best.sampler.load_state_dict(sampler.state_dict())
-    write_model(run, best, BEST_FILES)
+    write_model(folder, best, BEST_FILES)
 
 
-def load_model(run: Folder) -> LDCVAE:
+def load_model(run: Run) -> LDCVAE:
     """The run's model on the CPU, in eval mode, its files' hashes checked.
 
     Raises:
         PipelineError: if `pipeline.train` has not finished or a file is damaged.
     """
-    manifest = read_manifest(run, "train", "pipeline.train")
+    manifest = run.manifest("train")
     with tempfile.TemporaryDirectory() as temporary:
         for name in MODEL_FILES:
-            content = run.read_verified(name, manifest.outputs[name]["sha256"])
+            content = run.folder.read_verified(name, manifest.outputs[name]["sha256"])
             (Path(temporary) / Path(name).name).write_bytes(content)
         return LDCVAE.from_pretrained(temporary)

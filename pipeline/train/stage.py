@@ -1,21 +1,16 @@
-"""Train encoder, decoder and sampler net: phase 1 and 2, data parallel on Ray Train.
-
-Reads the data set that pipeline.prepare wrote; writes `model/` (safetensors and config.json), `train/metrics.jsonl`,
-TensorBoard events and checkpoints. Killed at any moment, the same command goes on from the last checkpoint.
-"""
+"""Drives a training on Ray Train: how many workers, with which resources, and what it says when they fail."""
 
 from typing import Any
 
-from pipeline.__main__ import main
-from pipeline.remote.connect import connect, in_job, use_cuda
-from pipeline.store.data.shards import read_dataset_manifest
 from pipeline.config.errors import ConfigError, PipelineError
-from pipeline.store.history import HISTORY_FILES, read_history
-from pipeline.remote.progress import board
 from pipeline.config.sections import Config
-from pipeline.store.manifest import Manifest, run_folder, run_stage, say
+from pipeline.remote.connect import connect, in_job, use_cuda
+from pipeline.remote.progress import board
 from pipeline.store.folder import Folder
+from pipeline.store.history import HISTORY_FILES, read_history
+from pipeline.store.manifest import Manifest, say
 from pipeline.store.model import BEST_FILES, MODEL_FILES, build_model
+from pipeline.store.run import Run
 from pipeline.train.worker import train_worker
 
 __all__ = ["run"]
@@ -27,9 +22,9 @@ _RESERVATION = "train/reservation.json"
 _LOOK_FOR_ROOM_EVERY = 30.0  # seconds; a group that grows starts anew from its last checkpoint
 
 
-def _check(config: Config, shape: tuple[int, int, int]) -> None:
+def _check(run: Run) -> None:
     """Mistakes that only data and config together show, found before Ray starts."""
-    mistakes = []
+    config, mistakes = run.config, []
     least, most = config.train.least_workers, config.train.most_workers
     for key, value in (
         ("train.batch_size", config.train.batch_size),
@@ -41,7 +36,7 @@ def _check(config: Config, shape: tuple[int, int, int]) -> None:
                 + (f" ({', '.join(bad)} of them)" if least < most else "")
             )
     try:
-        build_model(config, shape)
+        build_model(config, run.shape)
     except ValueError as error:
         mistakes.append(f"model.network: {error}")
     if mistakes:
@@ -74,19 +69,19 @@ def _why(error: Exception) -> str:
     """What went wrong in the workers: our own errors and the storage's in one line, anything else with its traceback.
 
     Example:
-        >>> _why(RuntimeError("Traceback …\\npipeline.errors.PipelineError: cannot write a.txt: disk full"))
+        >>> _why(RuntimeError("Traceback …\\npipeline.config.errors.PipelineError: cannot write a.txt: disk full"))
         'The last failure: cannot write a.txt: disk full'
     """
     for line in reversed(str(error).splitlines()):
         kind, _, message = line.partition(": ")
-        if kind.startswith("pipeline.errors."):
+        if kind.startswith("pipeline.config.errors."):
             return f"The last failure: {message}"
         if kind in ("OSError", "PermissionError"):
             return f"The last failure: cannot write a checkpoint: {message}"
     return f"The last failure:\n{error}"
 
 
-def _replace_reservation(trainer: Any, run: Folder) -> None:
+def _replace_reservation(trainer: Any, folder: Folder) -> None:
     """Give up what a killed driver of this run had reserved on a cluster that lives on.
 
     Ray's coordinator would keep it for three minutes, in which the new group of workers waits. Where a later Ray has
@@ -95,34 +90,30 @@ def _replace_reservation(trainer: Any, run: Folder) -> None:
     import ray
 
     own = getattr(getattr(trainer, "train_run_context", None), "run_id", None)
-    if run.exists(_RESERVATION):
-        dead = run.read_json(_RESERVATION)["requester"]
+    if folder.exists(_RESERVATION):
+        dead = folder.read_json(_RESERVATION)["requester"]
         try:
             coordinator = ray.get_actor("AutoscalingCoordinator", namespace="AutoscalingCoordinator")
             ray.get(coordinator.cancel_request.remote(requester_id=dead), timeout=10)
         except (ValueError, AttributeError, ray.exceptions.RayError):
             pass  # a cluster of its own, or an older one that has forgotten
     if own is not None:
-        run.write_json(_RESERVATION, {"requester": f"train-{own}"})
+        folder.write_json(_RESERVATION, {"requester": f"train-{own}"})
 
 
-def _fit(config: Config, run: Folder, name: str) -> dict[str, Any]:
+def _fit(run: Run, name: str) -> dict[str, Any]:
     import ray.train
     from ray.train import CheckpointConfig, FailureConfig, LoggingConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchTrainer
 
-    cuda, resources, threads = _resources(config)
-    workers = config.train.num_workers
-    filesystem, path = (run / "train").for_arrow()
+    settings = run.config.train
+    cuda, resources, threads = _resources(run.config)
+    workers = settings.num_workers
+    filesystem, path = (run.folder / "train").for_arrow()
     with board("train") as progress:
         trainer = TorchTrainer(
             train_worker,  # type: ignore[arg-type]  # Train V2 takes and returns dicts
-            train_loop_config={
-                "config": config.model_dump(mode="json"),
-                "run": run.url,
-                "threads": threads,
-                "board": progress,
-            },
+            train_loop_config={"run": run, "threads": threads, "board": progress},
             scaling_config=ScalingConfig(
                 num_workers=workers if isinstance(workers, int) else (workers[0], workers[1]),  # type: ignore[arg-type]
                 use_gpu=cuda,
@@ -133,51 +124,39 @@ def _fit(config: Config, run: Folder, name: str) -> dict[str, Any]:
                 name=name,
                 storage_path=path,
                 storage_filesystem=filesystem,
-                checkpoint_config=CheckpointConfig(num_to_keep=config.train.keep_checkpoints),
-                failure_config=FailureConfig(max_failures=config.train.max_failures),
+                checkpoint_config=CheckpointConfig(num_to_keep=settings.keep_checkpoints),
+                failure_config=FailureConfig(max_failures=settings.max_failures),
                 logging_config=LoggingConfig(log_level="ERROR"),  # type: ignore[call-arg]
             ),
         )
         if isinstance(workers, list):
-            _replace_reservation(trainer, run)
+            _replace_reservation(trainer, run.folder)
         try:
             return trainer.fit().return_value or {}  # type: ignore[attr-defined]
         except ray.train.TrainingFailedError as error:
             raise PipelineError(
-                f"training failed {config.train.max_failures + 1} times (train.max_failures); the same command goes "
+                f"training failed {settings.max_failures + 1} times (train.max_failures); the same command goes "
                 f"on from the last checkpoint. {_why(error)}"
             ) from error
 
 
-def run(config: Config, force: bool = False) -> Manifest:
-    """Train, unless a model for the same data and config is there.
+def run(run: Run, force: bool = False) -> Manifest:
+    """See `pipeline.train.run`."""
+    config, folder = run.config, run.folder
+    data = run.data
+    _check(run)
 
-    Args:
-        config: the run's configuration.
-        force: train from scratch even so.
-
-    Returns:
-        The stage's manifest; `info` holds the last figures of both phases.
-
-    Raises:
-        PipelineError: if the data are not prepared, the loss became non-finite or workers failed too often.
-        ConfigError: if config and data do not fit together.
-    """
-    data = read_dataset_manifest(run_folder(config))
-    _check(config, tuple(data.info["shape"]))
-
-    def work(folder: Folder, fingerprint: str) -> tuple[list[str], dict[str, Any]]:
+    def work(fingerprint: str) -> tuple[list[str], dict[str, Any]]:
         # The name ties Ray's checkpoints to exactly these inputs: others start anew, the same ones go on.
         name = f"ray-{fingerprint[:12]}"
         if force:
             folder.remove(f"train/{name}")
         with connect(config):
-            outcome = _fit(config, folder, name)
+            outcome = _fit(run, name)
         folder.remove(_RESERVATION)
         if "failure" in outcome:
             raise PipelineError(outcome["failure"])
-        history = read_history(folder)
-        last = {record["phase"]: record for record in history}
+        last = {record["phase"]: record for record in read_history(folder)}
         return [*MODEL_FILES, *BEST_FILES, *HISTORY_FILES], {
             "figures": last,
             "num_workers": config.train.num_workers,
@@ -190,8 +169,4 @@ def run(config: Config, force: bool = False) -> Manifest:
         "train": config.train.model_dump(mode="json", exclude=_OPERATIONAL),
         "sampler": config.sampler.model_dump(mode="json", exclude={"checkpoint_steps"}),
     }
-    return run_stage(config, "train", depends_on, work, force)
-
-
-if __name__ == "__main__":
-    main("train")
+    return run.stage("train", depends_on, work, force)

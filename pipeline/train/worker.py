@@ -10,43 +10,25 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from ldcvae.model import LDCVAE
-from ldcvae.networks import choose_network
-from pipeline.store.checkpoint import load_state, save_state
-from pipeline.store.data.shards import load_split
-from pipeline.config.errors import PipelineError
-from pipeline.store.history import write_history
+from ldcvae.training.autoencoder import AutoencoderPhase
+from ldcvae.training.encode import encode_split
 from ldcvae.training.heap import keep_freed_memory
 from ldcvae.training.monitor import NonFiniteLossError
 from ldcvae.training.phase import Phase
-from ldcvae.training.autoencoder import AutoencoderPhase
 from ldcvae.training.sampler import SamplerPhase
-from pipeline.store.data.stored import StoredSplit
-from pipeline.config.sections import Config, TrainConfig
-from pipeline.store.folder import Folder
-from pipeline.store.data.splits import encode_split, training_images
-from pipeline.store.model import build_model, write_best, write_model
 from ldcvae.training.world import World
+from pipeline.config.errors import PipelineError
+from pipeline.config.sections import Config
+from pipeline.store.checkpoint import load_state, save_state
+from pipeline.store.data.shards import load_split
+from pipeline.store.data.splits import training_images
+from pipeline.store.data.stored import StoredSplit
+from pipeline.store.folder import Folder
+from pipeline.store.history import write_history
+from pipeline.store.model import build_model, write_best, write_model
+from pipeline.store.run import Run
 
-__all__ = ["resolve_auto", "train_worker", "train_world"]
-
-
-def resolve_auto(config: TrainConfig, device: torch.device, network: str) -> TrainConfig:
-    """Replace every `auto` by what is right for the device and network.
-
-    Example:
-        >>> resolve_auto(TrainConfig(), torch.device("cpu"), "conv").channels_last
-        True
-    """
-    cuda = device.type == "cuda"
-    choices = {
-        # CPUs without AVX-512 BF16 run bfloat16 an order of magnitude slower than float32.
-        "bf16": cuda and torch.cuda.is_bf16_supported(),
-        "channels_last": network != "mlp",
-        "fused": True,
-        "compile": cuda,
-    }
-    chosen = {key: value for key, value in choices.items() if getattr(config, key) == "auto"}
-    return config.model_copy(update=chosen)
+__all__ = ["train_worker", "train_world"]
 
 
 def train_world() -> World:
@@ -69,8 +51,8 @@ def train_world() -> World:
 class _Reporter:
     """Checkpoints through Ray Train, uploaded while training goes on; figures and progress from rank 0."""
 
-    def __init__(self, run: Folder, model: LDCVAE, world: World, board: Any):
-        self.run, self.model, self.world, self.board = run, model, world, board
+    def __init__(self, folder: Folder, model: LDCVAE, world: World, board: Any):
+        self.folder, self.model, self.world, self.board = folder, model, world, board
         self.earlier: list[dict[str, Any]] = []  # history of finished phases
         self.refused: list[str] = []  # names of damaged checkpoints
 
@@ -88,7 +70,7 @@ class _Reporter:
         if self.world.rank != 0:
             ray.train.report(figures, checkpoint=None)
             return
-        write_history(self.run, self.earlier + phase.history)
+        write_history(self.folder, self.earlier + phase.history)
         folder = tempfile.mkdtemp(prefix="ldcvae-checkpoint-")
         save_state({"model": self.model.state_dict(), "phase": phase.state(), "earlier": self.earlier}, folder)
         name = f"{phase.name}_{phase.step:08d}"
@@ -137,7 +119,7 @@ def train_worker(job: dict[str, Any]) -> dict[str, Any]:
     """One rank's whole training.
 
     Args:
-        job: `config` (dict), `run` (URL of the run's folder), `threads` (CPU threads), `board` (progress actor).
+        job: `run` (Run), `threads` (CPU threads), `board` (progress actor).
 
     Returns:
         `{"device": name}` when the model is written, or `{"failure": message}` when the loss became non-finite: not
@@ -145,14 +127,13 @@ def train_worker(job: dict[str, Any]) -> dict[str, Any]:
     """
     keep_freed_memory()
     torch.set_num_threads(job["threads"])
-    config, run = Config.model_validate(job["config"]), Folder(job["run"])
-    world = train_world()
-    train, validation = training_images(run, config.train.memory_mb), load_split(run, "validation").pixels
-    shape = (train.shape[1], train.shape[2], train.shape[3])
+    run: Run = job["run"]
+    config, world = run.config, train_world()
+    train, validation = training_images(run), load_split(run, "validation").pixels
     torch.manual_seed(config.seed)  # initial weights; everything later is keyed by step
-    model = build_model(config, shape).to(world.device)
-    settings = resolve_auto(config.train, world.device, choose_network(config.model.network, shape))
-    reporter = _Reporter(run, model, world, job["board"])
+    model = build_model(config, run.shape).to(world.device)
+    settings = config.train
+    reporter = _Reporter(run.folder, model, world, job["board"])
     progress = reporter.progress if world.rank == 0 else None
     state, reporter.refused = _resume(reporter.say if world.rank == 0 else lambda message: None)
     if state is not None:
@@ -179,15 +160,18 @@ def train_worker(job: dict[str, Any]) -> dict[str, Any]:
         for _ in second.blocks(config.sampler.checkpoint_steps, progress):
             if world.rank == 0:
                 write_best(
-                    run, model, second.averaged, [line["validation_sliced_wasserstein"] for line in second.history]
+                    run.folder,
+                    model,
+                    second.averaged,
+                    [line["validation_sliced_wasserstein"] for line in second.history],
                 )
             reporter.save(second)
         second.adopt_average()
     except NonFiniteLossError as error:
         return {"failure": _explain(error, locals().get("first"), config)}
     if world.rank == 0:
-        write_history(run, reporter.earlier + second.history)
-        write_model(run, model)
+        write_history(run.folder, reporter.earlier + second.history)
+        write_model(run.folder, model)
     return {"device": torch.cuda.get_device_name() if world.device.type == "cuda" else platform.processor() or "cpu"}
 
 

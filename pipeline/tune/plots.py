@@ -12,10 +12,8 @@ from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
 from pipeline.judge.pages.pictures import LIGHT, Picture, Theme, new_figure, png_bytes
-from pipeline.store.manifest import Manifest
-from pipeline.store.folder import Folder
 
-__all__ = ["history", "importances", "parallel_coordinates", "search_pictures", "stored_pictures"]
+__all__ = ["history", "importances", "parallel_coordinates", "search_pictures"]
 
 _LEAST_TRIALS = 4  # fewer say nothing of importance
 
@@ -138,22 +136,6 @@ def front(trials: Sequence[FrozenTrial], best: set[int], metrics: Sequence[str],
     axes.set_xlabel(metrics[0], fontsize=9, color=theme.muted)
     axes.set_ylabel(metrics[1], fontsize=9, color=theme.muted)
     return png_bytes(figure)
-
-
-def stored_pictures(run: Folder, manifest: Manifest | None) -> dict[str, Picture]:
-    """The pictures of a finished search, by name, for the report's page; none without a search."""
-    if manifest is None:
-        return {}
-
-    def read(name: str) -> bytes:
-        return run.read_verified(name, manifest.outputs[name]["sha256"])
-
-    pictures = {}
-    for name, alt in manifest.info["pictures"].items():
-        dark = f"tune/{name}-dark.png"
-        both = read(f"tune/{name}.png"), read(dark) if dark in manifest.outputs else None
-        pictures[name] = Picture(f"search-{name}", *both, alt)
-    return pictures
 
 
 def search_pictures(study: optuna.Study, metrics: Sequence[str]) -> list[Picture]:

@@ -1,13 +1,15 @@
 """How a trial runs under Ray Tune: in Tune's own process, or as a Ray Train group of several workers."""
 
 import uuid
+from dataclasses import replace
 from typing import Any
 
 import torch
 
-from pipeline.tune.trial import Common, run_trial
-from pipeline.train.worker import train_world
 from ldcvae.training.world import World
+from pipeline.config.load import parse_config
+from pipeline.remote.connect import use_cuda
+from pipeline.tune.trial import Trial, run_trial
 
 __all__ = ["nested_trial", "single_trial"]
 
@@ -16,13 +18,17 @@ def _refused(params: dict[str, Any]) -> dict[str, Any]:
     return {"progress": 0, "objective": 0.0, "figures": {}, "finished": False, "failure": params["invalid"]}
 
 
-def single_trial(params: dict[str, Any], job: dict[str, Any], common: Common) -> None:
+def _own(params: dict[str, Any], template: Trial) -> Trial:
+    """The trial of these parameters, from one that has what all trials share."""
+    return replace(template, run=template.run.with_config(parse_config(params["config"])), number=params["number"])
+
+
+def single_trial(params: dict[str, Any], template: Trial) -> None:
     """A trial of one worker.
 
     Args:
         params: `number`, `config`, `invalid` (why the configuration was refused, or empty) from the searcher.
-        job: `run`, `study`, `threads`, the same for all trials.
-        common: what all trials share, from the object store.
+        template: what all trials share, from the object store.
     """
     from ray import tune
 
@@ -30,18 +36,19 @@ def single_trial(params: dict[str, Any], job: dict[str, Any], common: Common) ->
         tune.report(_refused(params))
         return
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    own = {"config": params["config"], "number": params["number"]}
-    run_trial(job | own, common, World(device=device), tune.report)
+    run_trial(_own(params, template), World(device=device), tune.report)
 
 
 def _rank(settings: dict[str, Any]) -> None:
     import ray
     import ray.train
 
-    run_trial(settings["job"], ray.get(settings["common"]), train_world(), ray.train.report)
+    from pipeline.train.worker import train_world
+
+    run_trial(ray.get(settings["trial"]), train_world(), ray.train.report)
 
 
-def nested_trial(params: dict[str, Any], job: dict[str, Any], common: Common) -> None:
+def nested_trial(params: dict[str, Any], template: Trial) -> None:
     """A trial of several workers: this process only drives a Ray Train group; arguments as in `single_trial`."""
     import ray
     import ray.train
@@ -50,28 +57,24 @@ def nested_trial(params: dict[str, Any], job: dict[str, Any], common: Common) ->
     from ray.train.torch import TorchTrainer
     from ray.tune.integration.ray_train import TuneReportCallback
 
-    from pipeline.remote.connect import use_cuda
-    from pipeline.config.sections import Config
-    from pipeline.store.folder import Folder
-
     if params["invalid"]:
         tune.report(_refused(params))
         return
-    config = Config.model_validate(params["config"])
+    trial = replace(_own(params, template), threads=1)
+    config = trial.run.config
     cuda = use_cuda(config.train.device)
-    own = {"config": params["config"], "number": params["number"], "threads": 1}
     # Checkpoints are the trial's own, so Train has nothing to resume: a name that is never used again.
-    filesystem, path = (Folder(job["run"]) / "tune/ray").for_arrow()
+    filesystem, path = (trial.run.folder / "tune/ray").for_arrow()
     TorchTrainer(
         _rank,
-        train_loop_config={"job": job | own, "common": ray.put(common)},
+        train_loop_config={"trial": ray.put(trial)},
         scaling_config=ScalingConfig(
             num_workers=config.train.least_workers,
             use_gpu=cuda,
             resources_per_worker={"CPU": 1} | ({"GPU": 1} if cuda else {}),
         ),
         run_config=RunConfig(
-            name=f"{job['study']}-trial-{params['number']:05d}-{uuid.uuid4().hex[:8]}",
+            name=f"{trial.study}-trial-{trial.number:05d}-{uuid.uuid4().hex[:8]}",
             storage_path=path,
             storage_filesystem=filesystem,
             failure_config=FailureConfig(max_failures=config.tune.max_failures),

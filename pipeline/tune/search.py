@@ -15,14 +15,14 @@ from optuna.trial import TrialState
 from ray.tune.schedulers import AsyncHyperBandScheduler
 from ray.tune.search.optuna import OptunaSearch
 
-from pipeline.config.load import override
 from pipeline.config.errors import ConfigError
+from pipeline.config.load import override
 from pipeline.config.sections import Config
-from pipeline.tune.space import SearchSpace
-from pipeline.store.manifest import say
+from pipeline.judge.figures import MAXIMISED
 from pipeline.store.folder import Folder
+from pipeline.store.manifest import say
+from pipeline.tune.space import SearchSpace
 from pipeline.tune.study import best_trial, finished
-from pipeline.tune.trial import MAXIMISED
 
 __all__ = ["StudyScheduler", "StudySearch"]
 

@@ -12,9 +12,10 @@ from typing import Any
 
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 
-from pipeline.config.load import describe_keys, nearest_key, override
 from pipeline.config.errors import ConfigError
-from pipeline.config.sections import Config, Distribution
+from pipeline.config.load import describe_keys, nearest_key, override
+from pipeline.config.sections import Config
+from pipeline.config.tune import Distribution
 
 __all__ = ["SearchSpace", "build_space", "ladder"]
 

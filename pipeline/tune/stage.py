@@ -1,9 +1,4 @@
-"""Search hyperparameters with Ray Tune and Optuna; docs/tuning.md tells how.
-
-Reads the data set, and where only the sampler is searched the run's own autoencoder; both are made first if they
-are missing. Writes `tune/best.yaml`, a configuration for `python -m pipeline.run --config`, `tune/trials.parquet`,
-pictures and the Optuna study. Killed at any moment, the same command goes on.
-"""
+"""Runs a search: the study, the trials under Ray Tune, and what is written of them."""
 
 import json
 import logging
@@ -13,23 +8,23 @@ from typing import Any
 
 import yaml
 
-from pipeline.prepare import stage as prepare
-
-from pipeline.train import stage as train
-from pipeline.__main__ import main
-from pipeline.remote.connect import connect, in_job, use_cuda
-from pipeline.config.load import override
-from pipeline.store.data.shards import load_split, read_dataset_manifest
+from ldcvae.metrics.reconstruction import reconstruction_error
+from ldcvae.training.encode import encode_split
+from pipeline import prepare, train
 from pipeline.config.errors import ConfigError
-from pipeline.judge.extractors import build_extractor
-from pipeline.judge.pages.pictures import Picture
+from pipeline.config.load import override
 from pipeline.config.sections import Config
-from pipeline.tune.space import SearchSpace, build_space
-from pipeline.store.manifest import Manifest, run_folder, run_stage, say
-from pipeline.store.folder import Folder, fingerprint
-from pipeline.store.data.splits import encode_split, training_images
-from pipeline.tune.trial import Common, Shared, reconstruction_error
+from pipeline.judge.figures import make_reference
+from pipeline.judge.pages.pictures import Picture
+from pipeline.remote.connect import connect, in_job, use_cuda
+from pipeline.store.data.shards import load_split
+from pipeline.store.data.splits import training_images
+from pipeline.store.folder import fingerprint
+from pipeline.store.manifest import Manifest, say
 from pipeline.store.model import load_model
+from pipeline.store.run import Run
+from pipeline.tune.space import SearchSpace, build_space
+from pipeline.tune.trial import Shared, Trial
 
 __all__ = ["run"]
 
@@ -48,21 +43,18 @@ _OPERATIONAL = {
 _SHOWN = ("fd", "kid", "precision", "recall", "coverage", "reconstruction", "images_per_s")
 
 
-def _common(config: Config, run: Folder, space: SearchSpace) -> Common:
-    """Extractor and features of the validation images; the shared autoencoder and encodings."""
-    data = read_dataset_manifest(run)
-    validation = load_split(run, "validation").pixels
-    extractor = build_extractor(run, config.evaluate, config.seed, data, config.train.memory_mb)
-    shared = None
+def _template(run: Run, space: SearchSpace, study: str) -> Trial:
+    """What all trials share: the reference, and the autoencoder and encodings where only the sampler is searched."""
+    shared, reference = None, make_reference(run, "validation")
     if space.only_sampler:
-        model = load_model(run)
+        model, validation = load_model(run), load_split(run, "validation").pixels
         weights = {
             name: tensor for name, tensor in model.state_dict().items() if name.startswith(("encoder.", "decoder."))
         }
-        encodings = encode_split(model, training_images(run, config.train.memory_mb))
-        shared = Shared(weights, encodings, model.encodings(validation), reconstruction_error(model, validation))
-    shape = data.info["shape"]
-    return Common((shape[0], shape[1], shape[2]), extractor, extractor(validation), shared)
+        encodings = encode_split(model, training_images(run))
+        error = reconstruction_error(model.reconstruct, validation)
+        shared = Shared(weights, encodings, model.encodings(validation), error)
+    return Trial(run, study, 0, run.config.tune.cpus_per_trial, reference, shared)
 
 
 def _resources(config: Config) -> tuple[dict[str, float], int]:
@@ -91,15 +83,16 @@ def _resources(config: Config) -> tuple[dict[str, float], int]:
     return own, min(fit, settings.max_concurrent or fit)
 
 
-def _sweep(config: Config, run: Folder, space: SearchSpace, study: Any, storage: Any) -> None:
+def _sweep(run: Run, space: SearchSpace, study: Any, storage: Any) -> None:
     """Evaluate what the study still lacks."""
+    config = run.config
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # whose table of the configuration cannot be turned off
     from ray import tune
     from ray.tune.execution import class_cache
 
+    from pipeline.tune.processes import nested_trial, single_trial
     from pipeline.tune.search import StudyScheduler, StudySearch
     from pipeline.tune.study import build_sampler, directions, finished
-    from pipeline.tune.processes import nested_trial, single_trial
 
     # Tune would copy keys of object stores into runtime environments, which Ray writes into its logs.
     # A trial has them from its node anyway.
@@ -110,7 +103,7 @@ def _sweep(config: Config, run: Folder, space: SearchSpace, study: Any, storage:
     own, concurrent = _resources(config)
     name, trials = study.study_name, len(study.get_trials(deepcopy=False))
     sampler = build_sampler(settings, config.seed, trials)
-    search = StudySearch(space, sampler, study, storage, run, directions(settings))
+    search = StudySearch(space, sampler, study, storage, run.folder, directions(settings))
     left = max(settings.num_samples - len(finished(study)), len(search.interrupted))
     if left <= 0:
         return
@@ -122,11 +115,9 @@ def _sweep(config: Config, run: Folder, space: SearchSpace, study: Any, storage:
         f"tune: {left} trials to go, {concurrent} at a time; they share {shares}"
         + (f"; {len(search.interrupted)} go on from their checkpoints" if search.interrupted else "")
     )
-    job = {"run": run.url, "study": name, "threads": settings.cpus_per_trial}
-    common = _common(config, run, space)
-    trainable = tune.with_parameters(nested_trial if several else single_trial, job=job, common=common)
-    run.remove("tune/ray")  # Tune's snapshot of an earlier session; the study knows better
-    filesystem, path = (run / "tune/ray").for_arrow()
+    trainable = tune.with_parameters(nested_trial if several else single_trial, template=_template(run, space, name))
+    run.folder.remove("tune/ray")  # Tune's snapshot of an earlier session; the study knows better
+    filesystem, path = (run.folder / "tune/ray").for_arrow()
     tune.Tuner(
         tune.with_resources(trainable, own),
         tune_config=tune.TuneConfig(
@@ -168,10 +159,11 @@ def _tell(config: Config, default: dict[str, float], best: Any) -> None:
         say(f"  {path}: {content[section][key]} -> {value}")
 
 
-def _results(config: Config, run: Folder, study: Any, name: str) -> tuple[list[str], dict[str, Any]]:
+def _results(run: Run, study: Any, name: str) -> tuple[list[str], dict[str, Any]]:
     """Write everything that follows from the study."""
-    from pipeline.tune.study import best_trial, finished, table_bytes, trials_table
+    config, folder = run.config, run.folder
     from pipeline.tune.plots import search_pictures
+    from pipeline.tune.study import best_trial, finished, table_bytes, trials_table
 
     best, trials = best_trial(study), finished(study)
     default = next((trial for trial in trials if trial.user_attrs.get("origin") == "defaults"), None)
@@ -185,16 +177,16 @@ def _results(config: Config, run: Folder, study: Any, name: str) -> tuple[list[s
     grids = {"default": default, "best": best}
     for which, trial in grids.items():
         grid = f"tune/grids/{name}/{trial.number:05d}.png" if trial is not None else ""
-        if trial is not None and run.exists(grid):
+        if trial is not None and folder.exists(grid):
             words = f"Images of the {which} configuration, trial {trial.number}"
-            pictures.append(Picture(f"grid-{which}", run.read(grid), None, words))
+            pictures.append(Picture(f"grid-{which}", folder.read(grid), None, words))
     for picture in pictures:
         files |= {f"tune/{file}": content for file, content in picture.files.items()}
-    for old in run.files("tune/*.png"):
-        run.remove(old)
+    for old in folder.files("tune/*.png"):
+        folder.remove(old)
     for file, content in files.items():
-        run.write(file, content)
-    run.remove("tune/checkpoints")
+        folder.write(file, content)
+    folder.remove("tune/checkpoints")
     states = [trial.state.name for trial in trials]
     say(
         f"tune: {len(trials)} trials: {states.count('COMPLETE')} completed, {states.count('PRUNED')} stopped early, "
@@ -203,7 +195,7 @@ def _results(config: Config, run: Folder, study: Any, name: str) -> tuple[list[s
     _tell(config, figures, best)
     if len(config.tune.metrics) > 1:
         say(f"Pareto front ({', '.join(config.tune.metrics)}): trials {', '.join(map(str, front))}")
-    say(f"tune: {run.url}/tune/best.yaml")
+    say(f"tune: {folder.url}/tune/best.yaml")
     info = {
         "study": name,
         "trials": {state: states.count(state) for state in ("COMPLETE", "PRUNED", "FAIL")},
@@ -220,36 +212,25 @@ def _numbers(trial: Any) -> dict[str, Any]:
     return {"figures": trial.user_attrs.get("figures", {}) if trial is not None else {}}
 
 
-def run(config: Config, force: bool = False) -> Manifest:
-    """Search `tune.space`, unless that is done; raising `tune.num_samples` goes on.
-
-    Args:
-        config: the run's configuration.
-        force: begin a new study.
-
-    Returns:
-        The stage's manifest; `info` holds the best trial and the defaults' figures.
-
-    Raises:
-        ConfigError: with every mistake in the search space, or if a trial does not fit the cluster.
-        PipelineError: if no trial completed, with the reasons.
-    """
+def run(run: Run, force: bool = False) -> Manifest:
+    """See `pipeline.tune.run`."""
     import optuna
 
     from pipeline.tune.study import directions, enqueue_points, open_storage
 
+    config, folder = run.config, run.folder
     space = build_space(config)
     if in_job() and "://" not in config.storage and not config.storage.startswith(("/", "~")):
         say(
             f"warning: storage={config.storage} is relative, and a job runs in a temporary copy of the folder that "
-            f"was submitted; results go to {run_folder(config).url}; give an absolute path or a URL to keep them"
+            f"was submitted; results go to {folder.url}; give an absolute path or a URL to keep them"
         )
     warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     logging.getLogger("ray.tune").setLevel(logging.ERROR)
-    parts: dict[str, Any] = {"data": prepare.run(config).digest, "seed": config.seed}
+    parts: dict[str, Any] = {"data": prepare.run(run).digest, "seed": config.seed}
     if space.only_sampler:
-        parts["train"] = train.run(config).digest
+        parts["train"] = train.run(run).digest
     else:
         carried_out = {"device", "num_workers", "checkpoint_epochs", "checkpoint_steps"}
         parts["train"] = config.train.model_dump(mode="json", exclude=carried_out)
@@ -260,7 +241,7 @@ def run(config: Config, force: bool = False) -> Manifest:
     parts["tune"] = config.tune.model_dump(mode="json", exclude=_OPERATIONAL)
     name = f"{config.name}-{fingerprint(parts)[:8]}"
 
-    def work(folder: Folder, _: str) -> tuple[list[str], dict[str, Any]]:
+    def work(_: str) -> tuple[list[str], dict[str, Any]]:
         storage = open_storage(folder, config.tune.study_url)
         if force:
             if name in optuna.get_all_study_names(storage):
@@ -274,12 +255,8 @@ def run(config: Config, force: bool = False) -> Manifest:
         # A stopped trial's workers are only cleaned up where the dashboard runs: without it the search would hang.
         ray = config.ray.model_copy(update={"dashboard": config.ray.dashboard or several})
         with connect(config.model_copy(update={"ray": ray})):
-            _sweep(config, folder, space, study, storage)
-        return _results(config, folder, study, name)
+            _sweep(run, space, study, storage)
+        return _results(run, study, name)
 
     parts |= {"num_samples": config.tune.num_samples, "start_from": json.dumps(config.tune.start_from)}
-    return run_stage(config, "tune", parts, work, force)
-
-
-if __name__ == "__main__":
-    main("tune")
+    return run.stage("tune", parts, work, force)

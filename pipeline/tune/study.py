@@ -18,9 +18,9 @@ from optuna.trial import FrozenTrial, TrialState
 
 from pipeline.config.errors import ConfigError, PipelineError
 from pipeline.config.sections import TuneConfig
-from pipeline.tune.space import SearchSpace
+from pipeline.judge.figures import MAXIMISED
 from pipeline.store.folder import Folder
-from pipeline.tune.trial import MAXIMISED
+from pipeline.tune.space import SearchSpace
 
 __all__ = ["JOURNAL", "best_trial", "build_sampler", "enqueue_points", "finished", "open_storage", "trials_table"]
 

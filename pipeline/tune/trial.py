@@ -15,33 +15,29 @@ import torch
 from torch import Tensor
 
 from ldcvae.encodings import Encodings
-from ldcvae.metrics.images import frechet_distance
-from ldcvae.model import LDCVAE, as_float, split_posterior
-from ldcvae.networks import choose_network
-from pipeline.store.checkpoint import NewestCheckpoint
-from pipeline.store.data.shards import load_split
-from pipeline.evaluate.stage import image_figures
-from pipeline.judge.extractors import Extractor
+from ldcvae.metrics.reconstruction import reconstruction_error
+from ldcvae.model import as_float, split_posterior
+from ldcvae.training.autoencoder import AutoencoderPhase
+from ldcvae.training.encode import encode_split
 from ldcvae.training.heap import keep_freed_memory
 from ldcvae.training.monitor import NonFiniteLossError
 from ldcvae.training.phase import Phase
-from ldcvae.training.autoencoder import AutoencoderPhase
 from ldcvae.training.sampler import SamplerPhase
-from pipeline.judge.pages.pictures import image_grid
-from pipeline.store.data.stored import StoredSplit
-from pipeline.config.sections import Config
-from pipeline.store.folder import Folder
-from pipeline.store.data.splits import encode_split, some_images, training_images
-from pipeline.store.model import build_model
-from pipeline.train.worker import resolve_auto
 from ldcvae.training.world import World, keyed_generator
+from pipeline.judge.figures import MAXIMISED, Judge, Reference, decode
+from pipeline.judge.pages.pictures import image_grid
+from pipeline.remote.failures import failure_reason
+from pipeline.store.checkpoint import NewestCheckpoint
+from pipeline.store.data.shards import load_split
+from pipeline.store.data.splits import some_images, training_images
+from pipeline.store.model import build_model
+from pipeline.store.run import Run
 
-__all__ = ["MAXIMISED", "Common", "Report", "Shared", "failure_reason", "reconstruction_error", "run_trial"]
+__all__ = ["Report", "Shared", "Trial", "run_trial"]
 
-MAXIMISED = {"precision", "recall", "density", "coverage", "images_per_s"}
 WORST = 1e12  # the objective of a failed trial: finite, because a NaN would leave Optuna waiting for ever
 _GRID = 8  # images per side of a trial's sample grid
-_CHUNK = 1000  # images per pass of decoder and extractor
+_CHUNK = 1000  # images per pass of encoder and decoder
 
 Generate = Callable[[int, torch.Generator], Tensor]  # n -> (n, C, H, W) images in [0, 1]
 # Takes `progress`, `objective`, `figures`, `finished`, `failure`; called on every rank.
@@ -66,66 +62,46 @@ class Shared:
 
 
 @dataclass(frozen=True)
-class Common:
-    """What all trials have in common, on the CPU; travels through Ray's object store.
+class Trial:
+    """Which trial, of which search.
 
     Attributes:
-        shape: (C, H, W) of the images.
-        extractor: of features.
-        real: (n, k) features of the validation images.
+        run: under the trial's own configuration.
+        study: name of the study.
+        number: of the trial.
+        threads: CPU threads of its process.
+        reference: what all trials are judged by.
         shared: for spaces that touch only the sampler, else None.
     """
 
-    shape: tuple[int, int, int]
-    extractor: Extractor
-    real: Tensor
+    run: Run
+    study: str
+    number: int
+    threads: int
+    reference: Reference
     shared: Shared | None
 
 
-def failure_reason(error: Exception) -> str:
-    """Why a trial failed, in one line for the study.
-
-    Example:
-        >>> failure_reason(MemoryError())
-        'out of memory'
-    """
-    text = " ".join(str(error).split())
-    if isinstance(error, NonFiniteLossError):
-        return f"{error.term} is not finite at step {error.step}"
-    memory = ("out of memory", "can't allocate memory", "not enough memory")
-    if isinstance(error, torch.OutOfMemoryError | MemoryError) or any(word in text for word in memory):
-        return f"out of memory: {text}"[:300].removesuffix(": ")
-    return f"{type(error).__name__}: {text}"[:300]
-
-
-@torch.no_grad()
-def reconstruction_error(model: LDCVAE, pixels: Tensor) -> float:
-    """Mean squared error per pixel of reconstructed images (N, C, H, W) uint8."""
-    total = 0.0
-    for part in pixels.split(_CHUNK):
-        images = as_float(part.to(model.latent_mean.device))
-        total += float((model.reconstruct(images) - images).square().sum())
-    return total / pixels.numel()
-
-
-class _Trial:
+class _Running:
     """State of one run of a trial."""
 
-    def __init__(self, job: dict[str, Any], common: Common, world: World, report: Report):
-        self.config, self.number = Config.model_validate(job["config"]), job["number"]
-        self.run, self.study = Folder(job["run"]), job["study"]
-        self.common, self.world, self.report = common, world, report
-        self.extractor, self.real = common.extractor.to(world.device), common.real.to(world.device)
-        self.checkpoints = NewestCheckpoint(self.run / f"tune/checkpoints/{self.study}/{self.number:05d}")
+    def __init__(self, trial: Trial, world: World, report: Report):
+        self.run, self.config, self.trial = trial.run, trial.run.config, trial
+        self.world, self.report = world, report
+        reference = trial.reference
+        self.judge = Judge(
+            reference.extractor, reference.features["validation"], self.config.evaluate.neighbours, world.device
+        )
+        self.checkpoints = NewestCheckpoint(self.run.folder / f"tune/checkpoints/{trial.study}/{trial.number:05d}")
         self.state = self.checkpoints.load()
         self.before = self.state["seconds"] if self.state else 0.0
         self.started = time.perf_counter()
         torch.manual_seed(self.config.seed)  # initial weights; everything later is keyed by step
-        self.model = build_model(self.config, common.shape).to(world.device)
+        self.model = build_model(self.config, reference.shape).to(world.device)
 
     def train(self) -> None:
-        config, world, shared = self.config, self.world, self.common.shared
-        fused, offset = True, 0
+        config, world, shared = self.config, self.world, self.trial.shared
+        offset = 0
         if shared is not None:
             self.model.load_state_dict(shared.autoencoder, strict=False)
             encodings, held_out = (
@@ -134,13 +110,15 @@ class _Trial:
             )
             reconstruction = shared.reconstruction
         else:
-            train = training_images(self.run, config.train.memory_mb)
+            train = training_images(self.run)
             validation = load_split(self.run, "validation").pixels
-            fused = self._autoencoder(train, validation)
+            self._autoencoder(train, validation)
             encodings, held_out = (encode_split(self.model, images, world) for images in (train, validation))
-            reconstruction = reconstruction_error(self.model, validation)
+            reconstruction = reconstruction_error(self.model.reconstruct, validation, world.device)
             offset = config.tune.reports
-        second = SamplerPhase(self.model, encodings, held_out, config.sampler, world, config.seed, fused)
+        second = SamplerPhase(
+            self.model, encodings, held_out, config.sampler, world, config.seed, bool(config.train.fused)
+        )
         if self.state is not None:
             self.model.load_state_dict(self.state["model"])
             second.load(self.state["phase"])
@@ -151,21 +129,23 @@ class _Trial:
                 self._intermediate(second, progress, lambda n, g: self._generate(second, n, g), reconstruction)
         figures: dict[str, float] = {}
         if world.rank == 0:
-            figures = self._judge(lambda n, g: self._generate(second, n, g), config.tune.draws, reconstruction)
+            figures = self._figures(lambda n, g: self._generate(second, n, g), config.tune.draws, reconstruction)
             figures |= {"seconds": self._seconds(), **second.history[-1]}
             figures = {name: value for name, value in figures.items() if name not in ("phase", "time")}
             self._save(second, offset + reports)
             grid = self._generate(second, _GRID**2, keyed_generator(world.device, config.seed, "grid")).cpu().numpy()
-            self.run.write(f"tune/grids/{self.study}/{self.number:05d}.png", image_grid(grid, _GRID))
+            self.run.folder.write(
+                f"tune/grids/{self.trial.study}/{self.trial.number:05d}.png", image_grid(grid, _GRID)
+            )
         self._tell(offset + reports, figures, finished=True)
 
-    def _autoencoder(self, train: Tensor | StoredSplit, validation: Tensor) -> bool:
-        """Phase 1, unless the checkpoint is past it; returns whether Adam is fused."""
+    def _autoencoder(self, train: Any, validation: Tensor) -> None:
+        """Phase 1, unless the checkpoint is past it."""
         config, world = self.config, self.world
-        settings = resolve_auto(config.train, world.device, choose_network(config.model.network, self.common.shape))
+        settings = config.train
         if self.state is not None and self.state["phase"]["phase"] == SamplerPhase.name:
             self.model.load_state_dict(self.state["model"])
-            return bool(settings.fused)
+            return
         first = AutoencoderPhase(self.model, train, validation, settings, world, config.seed)
         if self.state is not None:
             self.model.load_state_dict(self.state["model"])
@@ -190,25 +170,23 @@ class _Trial:
                 progress = max(1, reports * epoch // settings.epochs)
                 self._intermediate(first, progress, encoder_draws, first.history[-1]["validation_mse"])
         first.adopt_average()
-        return bool(settings.fused)
 
     @torch.no_grad()
     def _generate(self, phase: SamplerPhase, n: int, generator: torch.Generator) -> Tensor:
         """(n, C, H, W) images in [0, 1] of the sampler as it is now."""
         model = self.model
-        latents = model.whitening.unwhiten(phase.averaged(model.draw_base(n, generator)))
-        return torch.cat([model.decode(part) for part in latents.split(_CHUNK)])
+        return decode(model, model.whitening.unwhiten(phase.averaged(model.draw_base(n, generator))))
 
     @torch.no_grad()
-    def _judge(self, generate: Generate, draws: int, reconstruction: float) -> dict[str, float]:
+    def _figures(self, generate: Generate, draws: int, reconstruction: float) -> dict[str, float]:
         settings, series, rates = self.config.tune, [], []
         for draw in range(draws):
             generator = keyed_generator(self.world.device, self.config.seed, "tune", draw)
             started = time.perf_counter()
             images = generate(settings.num_images, generator)
-            features = self.extractor(images)  # waits for the device
+            features = self.judge.extractor(images)  # waits for the device
             rates.append(settings.num_images / (time.perf_counter() - started))
-            series.append(image_figures(features, self.real, self.config.evaluate.neighbours))
+            series.append(self.judge.figures(features))
         figures = {name: sum(values[name] for values in series) / draws for name in series[0]}
         spread = math.sqrt(sum((values["fd"] - figures["fd"]) ** 2 for values in series) / max(1, draws - 1))
         return figures | {"fd_spread": spread, "reconstruction": reconstruction, "images_per_s": max(rates)}
@@ -217,12 +195,12 @@ class _Trial:
     def _intermediate(self, phase: Phase, progress: int, generate: Generate, reconstruction: float) -> None:
         figures: dict[str, float] = {}
         if self.world.rank == 0:
-            if self.config.tune.metrics[0] == "fd":  # the others of `_judge` take longer than the images themselves
+            if self.config.tune.metrics[0] == "fd":  # the others of `_figures` take longer than the images themselves
                 generator = keyed_generator(self.world.device, self.config.seed, "tune", 0)
-                features = self.extractor(generate(self.config.tune.num_images, generator))
-                figures = {"fd": frechet_distance(features, self.real)}
+                features = self.judge.extractor(generate(self.config.tune.num_images, generator))
+                figures = {"fd": self.judge.distance(features)}
             else:
-                figures = self._judge(generate, 1, reconstruction)
+                figures = self._figures(generate, 1, reconstruction)
             self._save(phase, progress)
         self._tell(progress, figures, finished=False)
 
@@ -242,21 +220,20 @@ class _Trial:
         self.checkpoints.save(state, progress)
 
 
-def run_trial(job: dict[str, Any], common: Common, world: World, report: Report) -> None:
+def run_trial(trial: Trial, world: World, report: Report) -> None:
     """Train one trial, from its last checkpoint where there is one.
 
     Args:
-        job: `config` (dict), `run` (URL of the run's folder), `study`, `number`, `threads`.
-        common: what all trials share.
+        trial: which.
         world: this rank.
         report: called on every rank with `progress` (reports done, out of `tune.reports` a phase), `objective` (the
             first metric), `figures` (the last report has all of them), `finished`, and `failure`: the reason when
             the trial cannot go on, which is reported and not raised, because trying again would end the same way.
     """
     keep_freed_memory()
-    torch.set_num_threads(job["threads"])
+    torch.set_num_threads(trial.threads)
     try:
-        _Trial(job, common, world, report).train()
+        _Running(trial, world, report).train()
     except Exception as error:
         # On several ranks only this error is sure to be on all of them; otherwise the others would wait for ever.
         if world.size > 1 and not isinstance(error, NonFiniteLossError):
@@ -264,7 +241,7 @@ def run_trial(job: dict[str, Any], common: Common, world: World, report: Report)
         report(
             {
                 "progress": 0,
-                "objective": -WORST if Config.model_validate(job["config"]).tune.metrics[0] in MAXIMISED else WORST,
+                "objective": -WORST if trial.run.config.tune.metrics[0] in MAXIMISED else WORST,
                 "figures": {},
                 "finished": False,
                 "failure": failure_reason(error),

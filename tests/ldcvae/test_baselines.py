@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import nn
 
-from ldcvae.rivals.objectives import RegularisedObjective, VampObjective, WassersteinObjective, imq_mmd2
 from ldcvae.metrics.images import unbiased_mmd2
 from ldcvae.objective import elbo_step
+from ldcvae.rivals.objectives import RegularisedObjective, VampObjective, WassersteinObjective, imq_mmd2
 
 
 def networks(d: int = 3, seed: int = 0) -> tuple[nn.Module, nn.Module]:

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from ldcvae.densities.kernel_mixture import Gaussian, GaussianMixture, KernelMixture, StandardNormal
-from ldcvae.metrics.latents import median_bandwidths, mmd2
 from ldcvae.densities.mcmc import hmc, langevin, noise_levels
+from ldcvae.metrics.latents import median_bandwidths, mmd2
 
 
 def seeded(seed: int = 0) -> torch.Generator:

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from torchmetrics.image.fid import FrechetInceptionDistance
 from torchmetrics.image.kid import poly_mmd
 
-from ldcvae.metrics.latents import median_bandwidths, mmd2, sliced_wasserstein
 from ldcvae.metrics.images import frechet_distance, frechet_from_moments, kid, moments, prdc
+from ldcvae.metrics.latents import median_bandwidths, mmd2, sliced_wasserstein
 
 
 def normal(n: int, d: int, seed: int, shift: float = 0.0, scale: float = 1.0) -> Tensor:

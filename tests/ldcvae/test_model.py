@@ -5,11 +5,7 @@ import sys
 import pytest
 import torch
 
-from ldcvae import LDCVAE
-
-from ldcvae import Encodings
-
-from ldcvae import LDCVAEConfig
+from ldcvae import LDCVAE, Encodings, LDCVAEConfig
 from ldcvae.networks import build_decoder, build_encoder, choose_network
 
 NETWORKS = [

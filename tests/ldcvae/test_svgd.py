@@ -7,9 +7,9 @@ import torch
 from torch import nn
 
 from ldcvae.directions.kernels import KERNELS, get_kernel
-from ldcvae.networks import SamplerNet
 from ldcvae.directions.stein import amortised_loss, particle_direction, stein_direction, svgd
 from ldcvae.directions.two_sample import drift, score_difference
+from ldcvae.networks import SamplerNet
 
 
 def normal(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> torch.Tensor:

@@ -22,8 +22,8 @@ import psutil
 from nodes import Nodes
 from processes import start
 
-from pipeline.store.manifest import read_manifest
 from pipeline.store.folder import Folder
+from pipeline.store.manifest import read_manifest
 
 EPOCHS, STEPS, EVERY = 400, 2000, 5
 RUN = [

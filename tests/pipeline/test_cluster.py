@@ -3,9 +3,9 @@
 import pytest
 import ray
 
-from pipeline.remote.connect import connect
-from pipeline.config.load import load_config
 from pipeline.config.errors import ConfigError, PipelineError
+from pipeline.config.load import load_config
+from pipeline.remote.connect import connect
 from pipeline.train.stage import _check
 
 

@@ -4,16 +4,16 @@ import copy
 import json
 
 import pytest
+from pipeline.config.studies import AUTOENCODERS, GENERATORS
 from processes import kill_driver, run, start, wait_for
 
 from pipeline.compare.autoencoders import AUTOENCODER_LABELS, decoder_passes, train_settings
 from pipeline.compare.cells import autoencoder_cell, generator_cell
-from pipeline.compare.judge import GENERATOR_LABELS, passes
 from pipeline.compare.claims import goals
-from pipeline.config.load import load_config
+from pipeline.compare.judge import GENERATOR_LABELS, passes
 from pipeline.config.errors import ConfigError
+from pipeline.config.load import load_config
 from pipeline.config.sections import Config
-from pipeline.config.studies import AUTOENCODERS, GENERATORS
 
 ALL_AUTOENCODERS = {
     name: [8.0] if knob == "pseudo-inputs" else [1.0] if knob else [] for name, knob in AUTOENCODERS.items()

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from pipeline.__main__ import main
-from pipeline.config.load import Config, describe_keys, dump_yaml, load_config
 from pipeline.config.errors import ConfigError, PipelineError
+from pipeline.config.load import Config, describe_keys, dump_yaml, load_config
 
 ROOT = Path(__file__).parents[2]
 

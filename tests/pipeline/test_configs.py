@@ -10,8 +10,8 @@ from PIL import Image
 from pipeline.config.load import load_config, override
 from pipeline.config.sections import Config
 from pipeline.prepare.sources import find_source
-from pipeline.tune.space import build_space
 from pipeline.store.model import build_model
+from pipeline.tune.space import build_space
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 SHAPES = {"mnist": (1, 28, 28), "cifar10": (3, 32, 32), "celeba64": (3, 64, 64), "fashion_mnist": (1, 28, 28)}

@@ -6,8 +6,8 @@ import pytest
 import torch
 from processes import kill_driver, run, start, wait_for
 
-from pipeline.store.checkpoint import load_state, save_state
 from pipeline.config.errors import PipelineError
+from pipeline.store.checkpoint import load_state, save_state
 
 TRAIN = ["train.epochs=30", "train.checkpoint_epochs=3", "sampler.steps=200", "sampler.checkpoint_steps=40"]
 

@@ -7,9 +7,9 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
+from pipeline.config.errors import PipelineError
 from pipeline.config.load import parse_config
 from pipeline.store.data.shards import encode_shard, load_split, write_split
-from pipeline.config.errors import PipelineError
 from pipeline.store.manifest import run_folder, run_stage
 
 

@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline.config.load import load_config
-from pipeline.store.data.shards import Images, read_dataset_manifest, write_split
 from pipeline.config.errors import ConfigError, PipelineError
+from pipeline.config.load import load_config
 from pipeline.judge.extractors import build_extractor, train_classifier
+from pipeline.store.data.shards import Images, read_dataset_manifest, write_split
 from pipeline.store.manifest import run_folder, run_stage
 
 

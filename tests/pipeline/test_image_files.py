@@ -5,11 +5,10 @@ import pytest
 from images import encoded, load, save
 from PIL import Image
 
-from pipeline.prepare import gather as collector
-
-from pipeline.prepare import decode as image_files
-from pipeline.config.load import parse_config
 from pipeline.config.errors import PipelineError
+from pipeline.config.load import parse_config
+from pipeline.prepare import decode as image_files
+from pipeline.prepare import gather as collector
 from pipeline.prepare.decode import BadImage, Form, decode, to_array
 from pipeline.prepare.sources import find_source
 

@@ -7,10 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipeline.config.load import load_config
-from pipeline.store.data.shards import load_split
 from pipeline.config.errors import ConfigError, PipelineError
+from pipeline.config.load import load_config
 from pipeline.prepare.stage import run as prepare
+from pipeline.store.data.shards import load_split
 from pipeline.store.manifest import run_folder
 
 FOLDER = Path(__file__).parents[2] / "benchmarks" / "peers"

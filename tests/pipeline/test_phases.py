@@ -14,18 +14,18 @@ from torch.nn.parallel import DistributedDataParallel
 
 from ldcvae.encodings import Encodings
 from ldcvae.model import LDCVAE
-from pipeline.store.checkpoint import load_state, save_state
-from pipeline.config.load import load_config
-from pipeline.config.errors import PipelineError
+from ldcvae.training.autoencoder import AutoencoderPhase
 from ldcvae.training.monitor import LossMonitor, NonFiniteLossError
 from ldcvae.training.phase import Cast
-from ldcvae.training.autoencoder import AutoencoderPhase
 from ldcvae.training.sampler import SamplerPhase
-from pipeline.store.folder import Folder
+from ldcvae.training.world import World
+from pipeline.config.errors import PipelineError
+from pipeline.config.load import load_config
+from pipeline.store.checkpoint import load_state, save_state
 from pipeline.store.data.splits import encode_split
+from pipeline.store.folder import Folder
 from pipeline.store.model import build_model, write_best
 from pipeline.train.worker import resolve_auto
-from ldcvae.training.world import World
 
 SMALL = [
     "model.width=16",

@@ -10,14 +10,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipeline.prepare import stage as prepare
-from pipeline.config.load import parse_config
-from pipeline.store.data.shards import SPLITS, load_split
 from pipeline.config.errors import PipelineError
-from pipeline.prepare.stage import cut_splits, run
+from pipeline.config.load import parse_config
 from pipeline.config.sections import DataConfig
-from pipeline.store.manifest import read_manifest, run_folder
+from pipeline.prepare import stage as prepare
+from pipeline.prepare.stage import cut_splits, run
+from pipeline.store.data.shards import SPLITS, load_split
 from pipeline.store.folder import sha256
+from pipeline.store.manifest import read_manifest, run_folder
 
 
 def config(tmp_path, seed=0, **data):

@@ -14,15 +14,13 @@ import pytest
 import torch
 from PIL import Image
 
-from ldcvae import LDCVAE
-
-from ldcvae import LDCVAEConfig
-from pipeline.report import stage as report
-from pipeline.config.load import parse_config
-from pipeline.store.data.shards import encode_shard, write_split
+from ldcvae import LDCVAE, LDCVAEConfig
 from pipeline.config.errors import PipelineError
-from pipeline.store.history import HISTORY_FILES, write_history
+from pipeline.config.load import parse_config
 from pipeline.judge.pages.pictures import image_grid
+from pipeline.report import stage as report
+from pipeline.store.data.shards import encode_shard, write_split
+from pipeline.store.history import HISTORY_FILES, write_history
 from pipeline.store.manifest import run_folder, run_stage
 from pipeline.store.model import MODEL_FILES, write_model
 

@@ -21,12 +21,12 @@ import s3fs
 from faulty_proxy import FAULTS, faulty_proxy
 from processes import finish, run, start, wait_for
 
-from pipeline.store.data import shards as dataset
-from pipeline.config.load import parse_config
 from pipeline.config.errors import PipelineError
+from pipeline.config.load import parse_config
+from pipeline.store.data import shards as dataset
 from pipeline.store.data.stored import StoredSplit
-from pipeline.store.manifest import read_manifest, run_folder, run_stage
 from pipeline.store.folder import Folder
+from pipeline.store.manifest import read_manifest, run_folder, run_stage
 
 SEARCH = ["tune.num_samples=3", "tune.num_images=200", "tune.draws=1", "tune.reports=2"]
 OUTAGE = 60.0  # seconds

@@ -11,10 +11,10 @@ import pytest
 from images import encoded, load, save
 from PIL import Image
 
-from pipeline.config.load import parse_config
-from pipeline.store.data.shards import encode_shard
 from pipeline.config.errors import ConfigError, PipelineError
+from pipeline.config.load import parse_config
 from pipeline.prepare.sources import find_source
+from pipeline.store.data.shards import encode_shard
 
 FASHION = Path("/usr/share/datasets/fashion-mnist")
 

@@ -6,10 +6,10 @@ import stat
 import pytest
 from fsspec.implementations.local import LocalFileSystem
 
-from pipeline.config.load import parse_config
 from pipeline.config.errors import ConfigError, PipelineError
-from pipeline.store.manifest import run_stage
+from pipeline.config.load import parse_config
 from pipeline.store.folder import Folder, fingerprint, sha256
+from pipeline.store.manifest import run_stage
 
 
 def test_write_read_list_remove(tmp_path):

@@ -11,20 +11,20 @@ from processes import kill_driver, run, start, wait_for
 from test_faults import history, model_hash, registered
 
 from ldcvae.model import LDCVAE
+from ldcvae.training.autoencoder import AutoencoderPhase
+from ldcvae.training.world import World
+from pipeline.config.errors import ConfigError, PipelineError
+from pipeline.config.load import load_config, parse_config
+from pipeline.store.checkpoint import load_state, save_state
 from pipeline.store.data import shards as dataset
 from pipeline.store.data import stream as feed
-from pipeline.store.checkpoint import load_state, save_state
-from pipeline.config.load import load_config, parse_config
 from pipeline.store.data.shards import load_split, write_split
-from pipeline.config.errors import ConfigError, PipelineError
-from pipeline.store.data.stream import InMemory, Streamed, make_feed
-from ldcvae.training.autoencoder import AutoencoderPhase
-from pipeline.store.data.stored import StoredSplit
-from pipeline.store.manifest import run_folder, run_stage
 from pipeline.store.data.splits import encode_split, labelled_images, some_images, training_images
+from pipeline.store.data.stored import StoredSplit
+from pipeline.store.data.stream import InMemory, Streamed, make_feed
+from pipeline.store.manifest import run_folder, run_stage
 from pipeline.store.model import build_model
 from pipeline.train.worker import resolve_auto
-from ldcvae.training.world import World
 
 N, SHAPE, GROUP = 203, (1, 8, 8), 10
 WINDOW = 35 * 64  # three row groups

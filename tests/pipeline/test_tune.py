@@ -12,17 +12,21 @@ import torch
 from optuna.storages import InMemoryStorage, JournalStorage
 from optuna.trial import TrialState
 
-from pipeline.prepare import stage as prepare
-from pipeline.config.load import load_config
-from pipeline.store.data.shards import load_split
-from pipeline.config.errors import ConfigError, PipelineError
-from pipeline.judge.extractors import build_extractor
 from ldcvae.training.monitor import NonFiniteLossError
+from ldcvae.training.world import World
+from pipeline.config.errors import ConfigError, PipelineError
+from pipeline.config.load import load_config
 from pipeline.config.sections import Config
+from pipeline.judge.extractors import build_extractor
+from pipeline.prepare import stage as prepare
+from pipeline.store.data.shards import load_split
+from pipeline.store.folder import Folder
+from pipeline.store.manifest import run_folder
+from pipeline.store.model import build_model
+from pipeline.tune.plots import search_pictures
 from pipeline.tune.search import StudyScheduler, StudySearch
 from pipeline.tune.space import build_space
-from pipeline.store.manifest import run_folder
-from pipeline.store.folder import Folder
+from pipeline.tune.stage import _best_yaml, _common
 from pipeline.tune.study import (
     FolderJournal,
     best_trial,
@@ -34,10 +38,6 @@ from pipeline.tune.study import (
     trials_table,
 )
 from pipeline.tune.trial import WORST, Common, Shared, failure_reason, run_trial
-from pipeline.tune.stage import _best_yaml, _common
-from pipeline.tune.plots import search_pictures
-from pipeline.store.model import build_model
-from ldcvae.training.world import World
 
 SMALL = [
     "model.width=16",

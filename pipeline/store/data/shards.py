@@ -20,8 +20,9 @@ import torch
 from torch import Tensor
 
 from pipeline.config.errors import PipelineError
-from pipeline.store.manifest import Manifest, read_manifest
 from pipeline.store.folder import Folder
+from pipeline.store.manifest import Manifest
+from pipeline.store.run import Run
 
 __all__ = [
     "GROUP_BYTES",
@@ -33,7 +34,6 @@ __all__ = [
     "group_digest",
     "index_name",
     "load_split",
-    "read_dataset_manifest",
     "rows_per_group",
     "write_split",
 ]
@@ -120,7 +120,7 @@ def group_digest(images: np.ndarray, labels: np.ndarray) -> str:
 
 
 def write_split(
-    run: Folder,
+    folder: Folder,
     split: str,
     images: np.ndarray,
     labels: np.ndarray | None,
@@ -130,7 +130,7 @@ def write_split(
     """Write one split as shards under `data/`, holding one shard at a time.
 
     Args:
-        run: the run's folder.
+        folder: the run's.
         split: one of `SPLITS`.
         images: (N, C, H, W) uint8.
         labels: (N,) integers, or None.
@@ -146,22 +146,13 @@ def write_split(
         part = indices[start : start + images_per_shard]
         name = f"data/{split}-{number:05d}.parquet"
         pixels, numbers = images[part], None if labels is None else labels[part]
-        run.write(name, encode_shard(pixels, numbers, split))
+        folder.write(name, encode_shard(pixels, numbers, split))
         known = np.full(len(part), -1) if numbers is None else numbers
         step = rows_per_group(images.shape[1:])
         slices = [slice(first, min(first + step, len(part))) for first in range(0, len(part), step)]
         groups[name] = [(rows.stop - rows.start, group_digest(pixels[rows], known[rows])) for rows in slices]
-    run.write(index_name(split), json.dumps(groups).encode())
+    folder.write(index_name(split), json.dumps(groups).encode())
     return [*groups, index_name(split)]
-
-
-def read_dataset_manifest(run: Folder) -> Manifest:
-    """The manifest of `data/`.
-
-    Raises:
-        PipelineError: if `pipeline.prepare` has not finished.
-    """
-    return read_manifest(run, "data", "pipeline.prepare")
 
 
 def _shards(manifest: Manifest, split: str) -> list[str]:
@@ -183,24 +174,24 @@ def decode_table(table: pa.Table, shape: Sequence[int]) -> tuple[np.ndarray, np.
     return flat.reshape(len(column), *shape), labels
 
 
-def load_split(run: Folder, split: str) -> Images:
+def load_split(run: Run, split: str) -> Images:
     """A whole split in memory.
 
     Args:
-        run: the run's folder.
+        run: whose data set it is.
         split: one of `SPLITS`.
 
     Raises:
         PipelineError: if `prepare` has not finished, the split is empty, or a shard is missing or damaged.
     """
-    manifest = read_dataset_manifest(run)
+    manifest = run.data
     shards, shape = _shards(manifest, split), manifest.info["shape"]
     if not shards:
-        raise PipelineError(f"{run.url}/data has no {split} images; splits: {manifest.info['counts']}")
+        raise PipelineError(f"{run.folder.url}/data has no {split} images; splits: {manifest.info['counts']}")
     pixels, labels = np.empty((0, *shape), np.uint8), []
     count = 0
     for name in shards:
-        file = pq.ParquetFile(io.BytesIO(run.read_verified(name, manifest.outputs[name]["sha256"])))
+        file = pq.ParquetFile(io.BytesIO(run.folder.read_verified(name, manifest.outputs[name]["sha256"])))
         if name == shards[0]:  # no other is larger; what is never written to takes no memory
             pixels = np.empty((len(shards) * file.metadata.num_rows, *shape), np.uint8)
         for number in range(file.num_row_groups):  # by row groups, so that the whole is in memory once

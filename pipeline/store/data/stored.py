@@ -10,10 +10,10 @@ import pyarrow.parquet as pq
 import torch
 from torch import Tensor
 
-from pipeline.store.data.shards import Images, decode_table, group_digest, index_name, read_dataset_manifest
-from pipeline.config.errors import PipelineError
-from pipeline.store.folder import Folder
 from ldcvae.training.world import keyed_generator
+from pipeline.config.errors import PipelineError
+from pipeline.store.data.shards import Images, decode_table, group_digest, index_name
+from pipeline.store.run import Run
 
 __all__ = ["RowGroup", "StoredSplit"]
 
@@ -40,7 +40,7 @@ class StoredSplit:
     """One split on storage.
 
     Args:
-        run: the run's folder.
+        run: whose data set it is.
         split: one of `SPLITS`.
 
     Attributes:
@@ -51,23 +51,23 @@ class StoredSplit:
         PipelineError: if `prepare` has not finished, or an older version did it, which wrote no list of row groups.
     """
 
-    def __init__(self, run: Folder, split: str) -> None:
-        self._run = run
-        manifest = read_dataset_manifest(run)
+    def __init__(self, run: Run, split: str) -> None:
+        self._folder = folder = run.folder
+        manifest = run.data
         entry = manifest.outputs.get(index_name(split))
         if entry is None:
             raise PipelineError(
-                f"{run.url}/{index_name(split)} does not exist, and without it {split} images cannot be streamed; "
+                f"{folder.url}/{index_name(split)} does not exist, and without it {split} images cannot be streamed; "
                 "run `python -m pipeline.prepare` with the same config and --force"
             )
         self.groups: list[RowGroup] = []
         first = 0
-        for shard, groups in json.loads(run.read_verified(index_name(split), entry["sha256"])).items():
+        for shard, groups in json.loads(folder.read_verified(index_name(split), entry["sha256"])).items():
             for number, (rows, digest) in enumerate(groups):
                 self.groups.append(RowGroup(shard, number, first, rows, digest))
                 first += rows
         channels, height, width = manifest.info["shape"]
-        self.shape = (first, channels, height, width)
+        self.shape: tuple[int, int, int, int] = (first, channels, height, width)
         self.classes = tuple(manifest.info["classes"])
         self._footers: dict[str, pq.FileMetaData] = {}  # read once a shard, not once a row group
 
@@ -80,9 +80,9 @@ class StoredSplit:
         Raises:
             PipelineError: naming shard and row group if it is damaged, or the shard if it cannot be read.
         """
-        where = f"{self._run.url}/{group.shard}: row group {group.number}"
+        where = f"{self._folder.url}/{group.shard}: row group {group.number}"
         again = "run `python -m pipeline.prepare` again with --force"
-        with self._run.open(group.shard) as handle:
+        with self._folder.open(group.shard) as handle:
             try:
                 file = pq.ParquetFile(handle, metadata=self._footers.get(group.shard))
                 self._footers[group.shard] = file.metadata

@@ -1,7 +1,4 @@
-"""Where phase 1 gets its batches: from images in memory, or from row groups that stream from storage.
-
-Both say which images make up any step without having taken the steps before, so that training can go on anywhere.
-"""
+"""Batches of images that stay on storage: row groups are streamed, in an order that any step can be found in."""
 
 from bisect import bisect_left, bisect_right
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -10,60 +7,15 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from pipeline.store.data.stored import RowGroup, StoredSplit
+from ldcvae.training.feed import Batch
 from ldcvae.training.world import World, keyed_generator
+from pipeline.store.data.stored import RowGroup, StoredSplit
+from pipeline.store.run import Run
 
-__all__ = ["WINDOW_BYTES", "Batch", "InMemory", "Streamed", "make_feed", "window_bytes"]
+__all__ = ["WINDOW_BYTES", "Streamed", "StreamedSplit", "window_bytes"]
 
 WINDOW_BYTES = 64 * 2**20
 """Pixels that streaming shuffles at a time; three such windows are in memory at most."""
-
-
-class Batch(NamedTuple):
-    """This rank's images of a step, on its device.
-
-    Attributes:
-        pixels: (n, C, H, W) uint8.
-        where: (n,) their positions in the training split.
-    """
-
-    pixels: Tensor
-    where: Tensor
-
-
-class InMemory:
-    """Batches of images that are held on the device; the order is the same for any number of ranks.
-
-    Args:
-        pixels: (N, C, H, W) uint8, the same on all ranks; moved to the device once.
-        batch: images of a step over all ranks.
-        world: this rank.
-        seed: of the order.
-
-    Attributes:
-        images: the pixels on the device.
-    """
-
-    def __init__(self, pixels: Tensor, batch: int, world: World, seed: int):
-        self.images, self._batch, self._world, self._seed = pixels.to(world.device), batch, world, seed
-        self._steps = len(pixels) // batch
-        self._order: tuple[int, Tensor] | None = None  # of the current epoch, on the device
-
-    def batch(self, step: int) -> Batch:
-        """The images of a step."""
-        epoch, within = divmod(step, self._steps)
-        if self._order is None or self._order[0] != epoch:
-            self._order = epoch, self._permutation(epoch).to(self._world.device)
-        index = self._order[1][within * self._batch : (within + 1) * self._batch][self._world.rows(self._batch)]
-        return Batch(self.images[index], index)
-
-    def batch_indices(self, step: int) -> Tensor:
-        """Positions in the training split of the images of a step, over all ranks."""
-        epoch, within = divmod(step, self._steps)
-        return self._permutation(epoch)[within * self._batch : (within + 1) * self._batch]
-
-    def _permutation(self, epoch: int) -> Tensor:
-        return torch.randperm(len(self.images), generator=keyed_generator("cpu", self._seed, "order", epoch))
 
 
 class _Piece(NamedTuple):
@@ -125,13 +77,10 @@ class Streamed:
         world: this rank.
         seed: of the order.
         window: bytes of pixels in a window; never less than one row group.
-
-    Attributes:
-        images: as given.
     """
 
     def __init__(self, images: StoredSplit, batch: int, world: World, seed: int, window: int = WINDOW_BYTES):
-        self.images, self._world, self._seed = images, world, seed
+        self._images, self._world, self._seed = images, world, seed
         self._own, self._steps = batch // world.size, len(images) // batch
         self._window_rows = max(1, window // (images.shape[1] * images.shape[2] * images.shape[3]))
         # Windows differ in size: buffers of one size, used again, keep memory from falling into pieces.
@@ -140,6 +89,11 @@ class Streamed:
         self._plans: dict[int, _Plan] = {}
         self._windows: dict[tuple[int, int], Future[_Window]] = {}
         self._reader = ThreadPoolExecutor(1, thread_name_prefix="row-groups")
+
+    @property
+    def images(self) -> StoredSplit:
+        """The split."""
+        return self._images
 
     def batch(self, step: int) -> Batch:
         """The images of a step.
@@ -171,9 +125,9 @@ class Streamed:
         return torch.cat(parts)
 
     def _make_plan(self, epoch: int, rank: int) -> _Plan:
-        groups = self.images.groups
+        groups = self._images.groups
         order = torch.randperm(len(groups), generator=keyed_generator("cpu", self._seed, "row groups", epoch))
-        first = rank * (len(self.images) // self._world.size)
+        first = rank * (len(self._images) // self._world.size)
         last = first + self._steps * self._own  # what is left over is another part of the images every epoch
         windows: list[list[_Piece]] = []
         at = room = 0
@@ -214,7 +168,7 @@ class Streamed:
         buffer = self._spare.pop() if self._spare else self._new_buffer()
         into = buffer.numpy()
         for group, start, stop in plan.windows[number]:
-            into[at : at + stop - start] = self.images.read(group)[0][start:stop]
+            into[at : at + stop - start] = self._images.read(group)[0][start:stop]
             at += stop - start
         pixels = buffer.to(device)  # waits for the copy, in this thread only
         if pixels is not buffer:
@@ -222,7 +176,7 @@ class Streamed:
         return _Window(pixels, plan.where(number).to(device), plan.order(number).to(device))
 
     def _new_buffer(self) -> Tensor:
-        shape = (self._room, *self.images.shape[1:])
+        shape = (self._room, *self._images.shape[1:])
         return torch.empty(shape, dtype=torch.uint8, pin_memory=self._world.device.type == "cuda")
 
 
@@ -236,10 +190,19 @@ def window_bytes(memory_mb: int) -> int:
     return min(WINDOW_BYTES, memory_mb * 2**20 // 4) or WINDOW_BYTES
 
 
-def make_feed(
-    images: Tensor | StoredSplit, batch: int, world: World, seed: int, memory_mb: int
-) -> InMemory | Streamed:
-    """The feed that suits the images: see `InMemory` and `Streamed`."""
-    if isinstance(images, StoredSplit):
-        return Streamed(images, batch, world, seed, window_bytes(memory_mb))
-    return InMemory(images, batch, world, seed)
+class StreamedSplit(StoredSplit):
+    """A split on storage that brings its own feed, as phase 1 asks of stored images.
+
+    Args:
+        run: whose data set it is.
+        split: one of `SPLITS`.
+        memory_mb: MiB of images that may be held.
+    """
+
+    def __init__(self, run: Run, split: str, memory_mb: int):
+        super().__init__(run, split)
+        self._window = window_bytes(memory_mb)
+
+    def feed(self, batch: int, world: World, seed: int) -> Streamed:
+        """Batches of `batch` images over all ranks."""
+        return Streamed(self, batch, world, seed, self._window)

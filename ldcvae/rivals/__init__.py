@@ -1,0 +1,1 @@
+"""What LDC-VAE is compared with: other autoencoders' objectives, other generators of latents."""

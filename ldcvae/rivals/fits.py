@@ -1,0 +1,152 @@
+"""How each generator is fitted: functions of a `Fitting`, named by the records of `ldcvae.variants.GENERATORS`."""
+
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from ldcvae.densities.gaussian import Gaussian, GaussianMixture
+from ldcvae.densities.kernel_mixture import KernelMixture
+from ldcvae.densities.mcmc import hmc, langevin
+from ldcvae.directions.kernels import nearest_neighbour_distance
+from ldcvae.rivals.fitting import Draw, Fitting
+from ldcvae.rivals.generators import Fit, fit_autoregressive_flow, fit_flow_matching, fit_two_stage
+from ldcvae.training.sampler import SamplerPhase
+from ldcvae.training.world import World
+
+__all__ = [
+    "autoregressive_flow",
+    "flow_matching",
+    "gaussian",
+    "hmc_chain",
+    "langevin_chain",
+    "mixture",
+    "own_sampler",
+    "posterior",
+    "prior",
+    "sampler_net",
+    "two_stage",
+]
+
+# Fitting a mixture to more draws than this changes nothing; walking a chain over more kernels takes only longer.
+_FIT_DRAWS = 50_000
+_CHAIN_KERNELS = 4096
+
+
+def prior(fitting: Fitting) -> Draw:
+    """N(0, I), or the autoencoder's own learnt prior."""
+    dim, device, learnt = fitting.dim, fitting.device, fitting.prior
+    if learnt is not None:
+        return KernelMixture(learnt.mean, learnt.log_variance).sample
+    return lambda n, noise: torch.randn(n, dim, generator=noise, device=device)
+
+
+def gaussian(fitting: Fitting) -> Draw:
+    """One Gaussian with the aggregate posterior's moments."""
+    return Gaussian(fitting.encodings.mean.mean(0), fitting.encodings.covariance()).sample
+
+
+def mixture(fitting: Fitting) -> Draw:
+    """A full-covariance mixture fitted to encoder draws; its setting is the number of components."""
+    components = int(fitting.setting) if fitting.setting is not None else fitting.budget.components
+    count = min(_FIT_DRAWS, max(10_000, len(fitting.encodings)))
+    draws = fitting.encodings.draw(count, fitting.generator("fit"))
+    return fitting.unwhitened(GaussianMixture.fit(fitting.whitening.whiten(draws), components, seed=0).sample)
+
+
+def _gibbs_density(fitting: Fitting) -> KernelMixture:
+    """The Gibbs density of the aggregate posterior in whitened coordinates, over some of the encodings.
+
+    The setting is the kernels' least width in nearest-neighbour distances; without one they are as they are.
+    """
+    encodings, whitening, floor = fitting.encodings, fitting.whitening, 0.0
+    if fitting.setting is not None:
+        draws = encodings.draw(fitting.budget.sampler.particles, fitting.generator("unit"))
+        floor = float(fitting.setting * nearest_neighbour_distance(whitening.whiten(draws)))
+    order = torch.randperm(len(encodings), generator=fitting.generator("fit"), device=fitting.device)
+    kept = order[:_CHAIN_KERNELS]
+    # Whitening turns a diagonal posterior into a full one; its diagonal keeps the kernels cheap.
+    variance = encodings.log_variance[kept].exp() @ whitening.matrix.square()
+    return KernelMixture(whitening.whiten(encodings.mean[kept]), variance.log(), floor)
+
+
+def langevin_chain(fitting: Fitting) -> Draw:
+    """Annealed Langevin dynamics on the Gibbs density of the encodings."""
+    density, steps = _gibbs_density(fitting), fitting.budget.chain_steps
+    levels = max(1, steps // 12)
+    burn_in = max(1, steps - 10 * levels)
+    return fitting.unwhitened(lambda n, noise: langevin(density, n, levels=levels, burn_in=burn_in, generator=noise))
+
+
+def hmc_chain(fitting: Fitting) -> Draw:
+    """Annealed Hamiltonian Monte Carlo on the same density, with as many scores."""
+    density, steps = _gibbs_density(fitting), fitting.budget.chain_steps
+    levels, leapfrog = max(1, steps // 12), 10
+    last = max(1, (steps - levels * leapfrog) // leapfrog)
+
+    def draw(n: int, noise: torch.Generator) -> Tensor:
+        return hmc(density, n, levels=levels, trajectories=last, leapfrog_steps=leapfrog, generator=noise)
+
+    return fitting.unwhitened(draw)
+
+
+def _fit(fitting: Fitting) -> Fit:
+    sampler, noise = fitting.budget.sampler, fitting.generator("fit")
+    return Fit(
+        lambda n: fitting.whitening.whiten(fitting.encodings.draw(n, noise)),
+        fitting.dim,
+        steps=sampler.steps,
+        batch=sampler.particles,
+        learning_rate=fitting.setting if fitting.setting is not None else sampler.learning_rate,
+        width=sampler.width,
+        depth=sampler.depth,
+        generator=noise,
+    )
+
+
+def two_stage(fitting: Fitting) -> Draw:
+    """See `fit_two_stage`; the setting of this and the next two is the learning rate."""
+    return fitting.unwhitened(fit_two_stage(_fit(fitting)))
+
+
+def autoregressive_flow(fitting: Fitting) -> Draw:
+    """See `fit_autoregressive_flow`."""
+    return fitting.unwhitened(fit_autoregressive_flow(_fit(fitting), fitting.budget.flow_transforms))
+
+
+def flow_matching(fitting: Fitting) -> Draw:
+    """See `fit_flow_matching`."""
+    return fitting.unwhitened(fit_flow_matching(_fit(fitting), fitting.budget.euler_steps))
+
+
+def sampler_net(fitting: Fitting) -> Draw:
+    """The model's sampler net, trained by the direction that the generator is named after.
+
+    The setting is a factor of the bandwidths. Goes on from the newest of `fitting.kept`.
+    """
+    sampler, model = fitting.budget.sampler, fitting.model
+    factor = fitting.setting if fitting.setting is not None else 1.0
+    widths = fitting.budget.bandwidths.get(fitting.name, sampler.bandwidths)
+    own = replace(sampler, direction=fitting.name, bandwidths=tuple(factor * width for width in widths))
+    held_out = fitting.held_out if fitting.held_out is not None else fitting.encodings
+    phase = SamplerPhase(model, fitting.encodings, held_out, own, World(device=fitting.device), fitting.seed)
+    state = fitting.kept.load() if fitting.kept is not None else None
+    if state is not None:
+        model.load_state_dict(state["model"])
+        phase.load(state["phase"])
+    for step in phase.blocks(own.checkpoint_steps):
+        if fitting.kept is not None and step < phase.total:
+            fitting.kept.save({"model": model.state_dict(), "phase": phase.state()}, step)
+    phase.adopt_average()
+    fitting.seconds = phase.seconds  # those before a restart too
+    return model.sample_latents
+
+
+def own_sampler(fitting: Fitting) -> Draw:
+    """The sampler net that the model was trained with."""
+    return fitting.model.sample_latents
+
+
+def posterior(fitting: Fitting) -> Draw:
+    """The encoder's posteriors themselves: what it has seen, the bound."""
+    return fitting.encodings.draw

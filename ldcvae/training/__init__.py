@@ -1,0 +1,1 @@
+"""The two training phases, without Ray and without files: state in, checkpoints and progress out."""

@@ -1,0 +1,6 @@
+"""`python -m pipeline.compare`."""
+
+from pipeline.__main__ import main
+
+if __name__ == "__main__":
+    main("compare")

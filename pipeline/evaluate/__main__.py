@@ -1,0 +1,6 @@
+"""`python -m pipeline.evaluate`."""
+
+from pipeline.__main__ import main
+
+if __name__ == "__main__":
+    main("evaluate")

@@ -1,0 +1,149 @@
+"""Figures of merit: of generated images against real ones, and of drawn latents against held-out encodings.
+
+One judge of images and one of draws, for every stage that judges: evaluate, tune, compare.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ldcvae.encodings import Encodings
+from ldcvae.metrics.images import frechet_distance, kid, prdc
+from ldcvae.metrics.latents import median_bandwidths, mmd2, nearest_distance, sliced_wasserstein
+from ldcvae.metrics.reconstruction import reconstruction_error
+from ldcvae.model import LDCVAE
+from ldcvae.rivals.fitting import Draw
+from pipeline.judge.extractors import Extractor, build_extractor
+from pipeline.judge.generators import timed_draw
+from pipeline.store.data.shards import load_split
+from pipeline.store.run import Run
+
+__all__ = ["MAXIMISED", "DrawJudge", "Judge", "Reference", "decode", "make_reference"]
+
+MAXIMISED = {"precision", "recall", "density", "coverage", "images_per_s"}
+"""Figures of which more is better."""
+
+_CHUNK = 1000  # latents per pass of the decoder
+_NEAREST = 2000  # latents and encodings that distances to the nearest are taken over
+
+
+@dataclass(frozen=True)
+class Reference:
+    """What all cells of a comparison or trials of a search are judged by, on the CPU.
+
+    Attributes:
+        shape: (C, H, W) of the images.
+        extractor: of features.
+        features: split -> (n, k) features of its images.
+    """
+
+    shape: tuple[int, int, int]
+    extractor: Extractor
+    features: dict[str, Tensor]
+
+
+def make_reference(run: Run, *splits: str) -> Reference:
+    """The reference of a run's data set.
+
+    Raises:
+        ConfigError: if the extractor does not fit the data.
+    """
+    extractor = build_extractor(run)
+    return Reference(run.shape, extractor, {split: extractor(load_split(run, split).pixels) for split in splits})
+
+
+@torch.no_grad()
+def decode(model: LDCVAE, latents: Tensor) -> Tensor:
+    """Images (n, C, H, W) in [0, 1] of latents (n, d), in chunks."""
+    return torch.cat([model.decode(part) for part in latents.split(_CHUNK)])
+
+
+class Judge:
+    """Judges generated images by their features.
+
+    Args:
+        extractor: of features.
+        real: (m, k) features of the real images.
+        neighbours: k of precision, recall, density, coverage.
+        device: where images come from.
+    """
+
+    def __init__(self, extractor: Extractor, real: Tensor, neighbours: int, device: torch.device):
+        self.extractor, self.real, self.neighbours = extractor.to(device), real.to(device), neighbours
+
+    def distance(self, features: Tensor) -> float:
+        """The Fréchet distance of features (n, k) alone: the other figures take longer than drawing the images."""
+        return frechet_distance(features, self.real)
+
+    def figures(self, features: Tensor) -> dict[str, float]:
+        """All figures of features (n, k)."""
+        quality = prdc(self.real, features, k=self.neighbours)
+        return {
+            "fd": self.distance(features),
+            "kid": kid(features, self.real).mean,
+            "precision": quality.precision,
+            "recall": quality.recall,
+            "density": quality.density,
+            "coverage": quality.coverage,
+        }
+
+    def reconstruction(self, model: LDCVAE, pixels: Tensor) -> dict[str, float]:
+        """MSE per pixel and Fréchet distance of reconstructed images (N, C, H, W) uint8."""
+        features: list[Tensor] = []
+        mse = reconstruction_error(
+            model.reconstruct, pixels, model.device, lambda images: features.append(self.extractor(images))
+        )
+        return {"mse": mse, "fd": self.distance(torch.cat(features))}
+
+
+class DrawJudge:
+    """Judges draws of latents, and the images they decode to, draw by draw.
+
+    Args:
+        judge: of the images.
+        model: decodes and whitens.
+        held_out: encodings of the images that the judge compares with.
+        noise: `(purpose, number of the draw)` -> generator on the model's device.
+        count: latents of a draw.
+        draws: how many draws.
+    """
+
+    def __init__(
+        self,
+        judge: Judge,
+        model: LDCVAE,
+        held_out: Encodings,
+        noise: Callable[[str, int], torch.Generator],
+        count: int,
+        draws: int,
+    ):
+        self.judge, self.model, self.noise, self.count = judge, model, noise, count
+        whiten = model.whitening.whiten
+        self.truths = [whiten(held_out.draw(count, noise("truth", number))) for number in range(draws)]
+        self.bandwidths = median_bandwidths(self.truths[0])
+
+    def each(self, draw: Draw, name: str, *nearest_to: tuple[str, Encodings]) -> Iterator[dict[str, float]]:
+        """The figures of every draw.
+
+        Args:
+            draw: `(n, generator)` -> (n, d) latents.
+            name: purpose of its noise.
+            nearest_to: name -> encodings; adds `nearest_<name>`, the mean distance to the nearest of them.
+        """
+        timed_draw(
+            draw, min(self.count, 200), self.noise("warm-up", 0)
+        )  # the first call of a net pays for its set-up
+        for number, truth in enumerate(self.truths):
+            latents, rate = timed_draw(draw, self.count, self.noise(name, number))
+            figures = self.judge.figures(self.judge.extractor(decode(self.model, latents)))
+            u = self.model.whitening.whiten(latents)
+            figures["mmd2"] = mmd2(u, truth, self.bandwidths)
+            figures["sliced_wasserstein"] = sliced_wasserstein(u, truth, generator=self.noise("slices", number))
+            count = min(_NEAREST, len(u), *(len(part) for _, part in nearest_to))
+            for other, part in nearest_to:
+                noise = self.noise("nearest", number)
+                some = part.mean[torch.randperm(len(part), generator=noise, device=noise.device)[:count]]
+                figures[f"nearest_{other}"] = nearest_distance(u[:count], self.model.whitening.whiten(some))
+            yield figures | {"latents_per_s": rate}

@@ -1,0 +1,1 @@
+"""What all pages are made of: pictures, templates, and how they are rendered."""

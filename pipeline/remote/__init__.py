@@ -1,0 +1,1 @@
+"""Ray: sessions, progress of remote work, and what went wrong there."""

@@ -1,0 +1,171 @@
+"""A run: its configuration, its folder, its plugins, and what its finished stages say of themselves."""
+
+import platform
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
+from importlib.metadata import version
+from typing import Any
+
+from pipeline.config.errors import PipelineError
+from pipeline.config.load import dump_yaml, parse_config
+from pipeline.config.plugins import load_plugins
+from pipeline.config.sections import Config
+from pipeline.store.folder import Folder, fingerprint, sha256
+from pipeline.store.manifest import Manifest, say
+
+__all__ = ["STAGES", "Run", "open_run"]
+
+STAGES = {
+    "data": "prepare",
+    "train": "train",
+    "samples": "sample",
+    "evaluation": "evaluate",
+    "report": "report",
+    "tune": "tune",
+    "compare": "compare",
+}
+"""Folder of a stage -> the module that writes it."""
+
+# Of what stages write and of what their fingerprints are made; another value makes every stage of older runs stale.
+_FORMAT = "0.1.0"
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run, made once by the command line and handed down, to other processes too.
+
+    Attributes:
+        config: its configuration.
+        folder: where everything of it lies.
+        plugins: modules that a process imports before it reads the configuration.
+
+    Example:
+        >>> import tempfile
+        >>> run = open_run(Config(storage=tempfile.mkdtemp(), name="cats"))
+        >>> run.folder.url.endswith("/cats"), run.has("data")
+        (True, False)
+        >>> run.manifest("data")
+        Traceback (most recent call last):
+        pipeline.config.errors.PipelineError: ...
+    """
+
+    config: Config
+    folder: Folder
+    plugins: tuple[str, ...] = ()
+    _manifests: dict[str, Manifest] = field(default_factory=dict, repr=False, compare=False)
+
+    def __reduce__(self) -> tuple[Callable[..., "Run"], tuple[Any, ...]]:
+        # As text, and the plugins first: the other process must know their variants to read the configuration.
+        return _reopen, (self.plugins, self.config.model_dump(mode="json"), self.folder.url)
+
+    def with_config(self, config: Config) -> "Run":
+        """The same folder and plugins under another configuration."""
+        return replace(self, config=config)
+
+    def has(self, stage: str) -> bool:
+        """Whether a stage has finished."""
+        return self.folder.exists(f"{stage}/manifest.json")
+
+    def manifest(self, stage: str) -> Manifest:
+        """The manifest of a finished stage, read once.
+
+        Raises:
+            PipelineError: if the stage has not finished, naming the command to run.
+        """
+        if stage not in self._manifests:
+            if not self.has(stage):
+                raise PipelineError(
+                    f"{self.folder.url}/{stage}/manifest.json does not exist, so that stage has not finished: "
+                    f"run `python -m pipeline.{STAGES[stage]}` with the same config first, or "
+                    "`python -m pipeline.run` for all stages"
+                )
+            content = self.folder.read_json(f"{stage}/manifest.json")
+            if not isinstance(content, dict) or set(content) != set(Manifest._fields):
+                raise PipelineError(
+                    f"{self.folder.url}/{stage}/manifest.json is not a manifest: run the stage again with --force"
+                )
+            self._manifests[stage] = Manifest(**content)
+        return self._manifests[stage]
+
+    @property
+    def data(self) -> Manifest:
+        """The manifest of the data set."""
+        return self.manifest("data")
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(C, H, W) of the images."""
+        channels, height, width = self.data.info["shape"]
+        return channels, height, width
+
+    def _current(self, stage: str, wanted: str) -> Manifest | None:
+        """The manifest, if it matches the inputs and every output it names is there in its full size."""
+        if not self.has(stage) or self.manifest(stage).fingerprint != wanted:
+            return None
+        manifest = self.manifest(stage)
+        for name, entry in manifest.outputs.items():
+            if not self.folder.exists(name) or self.folder.size(name) != entry["bytes"]:
+                return None
+        return manifest
+
+    def stage(
+        self,
+        stage: str,
+        depends_on: Mapping[str, Any],
+        work: Callable[[str], tuple[list[str], dict[str, Any]]],
+        force: bool = False,
+    ) -> Manifest:
+        """Do a stage's work unless it is already done for the same inputs; its manifest is written last.
+
+        Args:
+            stage: name of the stage's folder.
+            depends_on: everything that decides the outputs: config sections, digests of earlier stages.
+            work: `fingerprint -> (paths of the outputs under the run's folder, figures)`.
+            force: work even when the stage is current.
+
+        Returns:
+            The manifest, new or as it was.
+        """
+        wanted = fingerprint({"version": _FORMAT, "stage": stage, **depends_on})
+        if not force and (current := self._current(stage, wanted)) is not None:
+            say(f"{stage}: up to date, {self.folder.url}/{stage}")
+            return current
+        self.folder.write("config.yaml", dump_yaml(self.config).encode())
+        # From here until the end the folder's content is in flux: without a manifest nobody takes it for whole.
+        self._manifests.pop(stage, None)
+        self.folder.remove(f"{stage}/manifest.json")
+        started = time.perf_counter()
+        names, info = work(wanted)
+        outputs = {}
+        for name in sorted(names):
+            content = self.folder.read(name)
+            outputs[name] = {"bytes": len(content), "sha256": sha256(content)}
+        seconds = round(time.perf_counter() - started, 2)
+        finished = datetime.now(UTC).isoformat(timespec="seconds")
+        manifest = Manifest(stage, wanted, outputs, info, _versions(), finished, seconds)
+        self.folder.write_json(f"{stage}/manifest.json", manifest._asdict())
+        self._manifests[stage] = manifest
+        say(f"{stage}: done in {seconds:.0f} s, {self.folder.url}/{stage}")
+        return manifest
+
+
+def open_run(config: Config, plugins: tuple[str, ...] = ()) -> Run:
+    """The run that a configuration names: `<storage>/<name>`.
+
+    Raises:
+        ConfigError: for a storage that cannot be used.
+    """
+    return Run(config, Folder(config.storage) / config.name, plugins)
+
+
+def _reopen(plugins: tuple[str, ...], content: dict[str, Any], url: str) -> Run:
+    load_plugins(plugins)
+    return Run(parse_config(content), Folder(url), plugins)
+
+
+def _versions() -> dict[str, str]:
+    """Versions that a figure depends on."""
+    names = ("ldcvae", "torch", "torchvision", "ray", "pyarrow", "numpy", "scikit-learn")
+    return {"python": platform.python_version()} | {name: version(name) for name in names}
