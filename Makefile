@@ -1,10 +1,10 @@
-# make demo · make test · make lint · make bench · make chaos · make study · make clean; each sets up .venv when it is missing.
+# make demo · make test · make lint · make docs · make bench · make chaos · make study · make clean; each sets up .venv when it is missing.
 PYTHON ?= python3
 BIN := .venv/bin
 # One thread per process unless told otherwise: small matrices, few cores.
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: demo test lint bench chaos study clean lock
+.PHONY: demo test lint docs bench chaos study clean lock
 
 .venv/installed: pyproject.toml requirements.lock
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "error: Python 3.11 or later is needed; set PYTHON=python3.11"; exit 1; }
@@ -24,6 +24,10 @@ lint: .venv/installed
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
 
+# The documentation's site, in site/.
+docs: .venv/installed
+	@$(BIN)/mkdocs build --strict
+
 bench: .venv/installed
 	@for script in benchmarks/*.py; do echo "== $$script"; $(BIN)/python $$script || exit 1; done
 
@@ -36,7 +40,7 @@ study: .venv/installed
 	@$(BIN)/python -m pipeline.compare --config configs/fashion_mnist_study.yaml
 
 clean:
-	rm -rf .venv runs build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	rm -rf .venv runs site build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache
 
 # Renew the lock file from the newest versions that pyproject.toml allows.
 lock:
