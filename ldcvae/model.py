@@ -2,19 +2,20 @@
 
 import contextlib
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from huggingface_hub import PyTorchModelHubMixin
 from torch import Tensor, nn
-from torch.nn import functional
 
 from ldcvae.encodings import Encodings, Posterior, Whitening
+from ldcvae.external import CallableDecoder, CallableEncoder, Decode, Encode, ToLogits, check_networks
+from ldcvae.losses import LogDensity, as_float, gaussian_kl, reconstruction_loss, split_posterior
 from ldcvae.networks import SamplerNet, build_decoder, build_encoder
 
-__all__ = ["LDCVAE", "LDCVAEConfig", "LogDensity", "reconstruction_loss"]
+__all__ = ["LDCVAE", "LDCVAEConfig"]
 
 
 @dataclass(frozen=True)
@@ -24,7 +25,7 @@ class LDCVAEConfig:
     Attributes:
         image_shape: (C, H, W).
         latent_dim: d.
-        network: mlp, conv, resnet or auto (by image size).
+        network: name of a record in `ldcvae.variants.NETWORKS`, auto (by image size), or custom: given as modules.
         width: hidden units (mlp) or channels of the first level.
         depth: hidden layers (mlp, conv) or residual blocks a level (resnet).
         likelihood: gaussian (squared error) or bernoulli (cross-entropy), summed over pixels.
@@ -32,6 +33,7 @@ class LDCVAEConfig:
         sampler_width: hidden units of the sampler net.
         sampler_depth: its residual layers.
         base_components: components of the sampler's base mixture; 0 for N(0, I).
+        logits: network custom: whether the decoder gives logits; else images in [0, 1].
     """
 
     image_shape: tuple[int, int, int]
@@ -44,65 +46,12 @@ class LDCVAEConfig:
     sampler_width: int = 256
     sampler_depth: int = 3
     base_components: int = 0
+    logits: bool = True
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "image_shape", tuple(self.image_shape))  # JSON has lists only
         if self.likelihood not in ("gaussian", "bernoulli"):
             raise ValueError(f"unknown likelihood {self.likelihood!r}: choose gaussian or bernoulli")
-
-
-class LogDensity(NamedTuple):
-    """Terms of the evidence bound of each image, in nats up to the Gibbs normaliser.
-
-    Attributes:
-        reconstruction: (B,) l(x, z), summed over pixels.
-        kl: (B,) KL of the encoder's posterior from N(0, I).
-        elbo: (B,) `-lambda · reconstruction - kl`.
-    """
-
-    reconstruction: Tensor
-    kl: Tensor
-    elbo: Tensor
-
-
-def reconstruction_loss(logits: Tensor, images: Tensor, likelihood: str) -> Tensor:
-    """l(x, z) of each image, summed over its pixels.
-
-    Args:
-        logits: (B, C, H, W) or (B, M, C, H, W) decoder output before the sigmoid.
-        images: broadcastable to it, in [0, 1].
-        likelihood: gaussian or bernoulli.
-
-    Returns:
-        (B,) or (B, M).
-
-    Example:
-        >>> reconstruction_loss(torch.zeros(1, 1, 2, 2), torch.zeros(1, 1, 2, 2), "gaussian")  # 4 · 0.5²
-        tensor([1.])
-    """
-    images = images.expand_as(logits)
-    if likelihood == "gaussian":
-        pixelwise = functional.mse_loss(torch.sigmoid(logits), images, reduction="none")
-    else:
-        pixelwise = functional.binary_cross_entropy_with_logits(logits, images, reduction="none")
-    return pixelwise.flatten(-3).sum(-1)
-
-
-def gaussian_kl(posterior: Posterior) -> Tensor:
-    """(B,) KL(q(z | x) || N(0, I)) in nats.
-
-    Example:
-        >>> gaussian_kl(Posterior(torch.zeros(1, 3), torch.zeros(1, 3)))
-        tensor([0.])
-    """
-    mean, log_variance = posterior
-    return 0.5 * (mean.square() + log_variance.exp() - 1.0 - log_variance).sum(1)
-
-
-def split_posterior(output: Tensor) -> Posterior:
-    """Encoder output (B, 2d) -> posterior, in float32, the log variance kept where exp() is safe."""
-    mean, log_variance = output.float().chunk(2, dim=1)
-    return Posterior(mean, log_variance.clamp(-16.0, 8.0))
 
 
 class LDCVAE(
@@ -118,6 +67,11 @@ class LDCVAE(
 
     Args:
         config: an `LDCVAEConfig`.
+        encoder: for network custom: a module as `from_networks` takes it, or a function as `ldcvae.fit_sampler` does.
+        decoder: likewise.
+
+    Raises:
+        ValueError: for an unknown network, or one that cannot take images of this shape.
 
     Example:
         >>> model = LDCVAE(LDCVAEConfig((1, 8, 8), latent_dim=4))
@@ -132,20 +86,84 @@ class LDCVAE(
     base_means: Tensor
     base_scales: Tensor
 
-    def __init__(self, config: LDCVAEConfig):
+    encoder: nn.Module
+    decoder: nn.Module
+
+    def __init__(
+        self,
+        config: LDCVAEConfig,
+        encoder: nn.Module | Encode | None = None,
+        decoder: nn.Module | Decode | None = None,
+    ):
         super().__init__()
         self.config = config
         shape, d = config.image_shape, config.latent_dim
-        self.encoder = build_encoder(config.network, shape, d, config.width, config.depth)
-        self.decoder = build_decoder(config.network, shape, d, config.width, config.depth)
-        self.sampler = SamplerNet(d, config.sampler_width, config.sampler_depth)
+        if config.network == "custom":
+            if encoder is None or decoder is None:
+                raise ValueError("this model has networks of its own: give them as encoder=… and decoder=…")
+            self.encoder = encoder if isinstance(encoder, nn.Module) else CallableEncoder(encoder)
+            if not isinstance(decoder, nn.Module):
+                self.decoder = CallableDecoder(decoder)
+            else:
+                self.decoder = decoder if config.logits else nn.Sequential(decoder, ToLogits())
+        else:
+            self.encoder = build_encoder(config.network, shape, d, config.width, config.depth)
+            self.decoder = build_decoder(config.network, shape, d, config.width, config.depth)
+        self._build_sampler()
         self.register_buffer("latent_mean", torch.zeros(d))
         self.register_buffer("whitening_matrix", torch.eye(d))
         self.register_buffer("whitening_inverse", torch.eye(d))
-        k = config.base_components
+
+    def _build_sampler(self) -> None:
+        d, k = self.config.latent_dim, self.config.base_components
+        self.sampler = SamplerNet(d, self.config.sampler_width, self.config.sampler_depth)
         self.register_buffer("base_weights", torch.full((k,), 1.0 / max(k, 1)))
         self.register_buffer("base_means", torch.zeros(k, d))
         self.register_buffer("base_scales", torch.eye(d).repeat(k, 1, 1))
+
+    @classmethod
+    def from_networks(
+        cls,
+        encoder: nn.Module,
+        decoder: nn.Module,
+        *,
+        image_shape: tuple[int, int, int],
+        latent_dim: int,
+        logits: bool = True,
+        likelihood: str = "gaussian",
+    ) -> "LDCVAE":
+        """A model of your own networks, to be trained by `ldcvae.fit`.
+
+        Args:
+            encoder: (B, C, H, W) in [0, 1] -> (B, 2d), mean and log variance side by side.
+            decoder: (B, d) -> (B, C, H, W).
+            image_shape: (C, H, W).
+            latent_dim: d.
+            logits: whether the decoder gives logits, of which the model takes the sigmoid, or images in [0, 1].
+            likelihood: gaussian or bernoulli.
+
+        Raises:
+            ValueError: if two images of noise show that the networks give other shapes, or values beyond [0, 1].
+
+        Example:
+            >>> encoder = nn.Sequential(nn.Flatten(), nn.Linear(64, 8))
+            >>> decoder = nn.Sequential(nn.Linear(4, 64), nn.Unflatten(1, (1, 8, 8)))
+            >>> model = LDCVAE.from_networks(encoder, decoder, image_shape=(1, 8, 8), latent_dim=4)
+            >>> LDCVAE.from_networks(encoder, decoder, image_shape=(1, 8, 8), latent_dim=8)
+            Traceback (most recent call last):
+            ValueError: the encoder gives (2, 8) for (2, 1, 8, 8) images, but latent_dim=8 needs (2, 16): ...
+        """
+        check_networks(encoder, decoder, image_shape, latent_dim, logits)
+        config = LDCVAEConfig(image_shape, latent_dim, "custom", likelihood=likelihood, logits=logits)
+        return cls(config, encoder, decoder)
+
+    def reset_sampler(self, width: int, depth: int, base_components: int) -> None:
+        """An untrained sampler net of another size, with a base mixture of so many components (0: N(0, I))."""
+        where = self.device
+        self.config = replace(self.config, sampler_width=width, sampler_depth=depth, base_components=base_components)
+        self._hub_mixin_config = self.config  # what save_pretrained writes
+        self._build_sampler()
+        self.to(where)
 
     @property
     def device(self) -> torch.device:
@@ -170,7 +188,15 @@ class LDCVAE(
         self.base_scales.copy_(torch.linalg.cholesky(covariances.double()))
 
     def encode(self, images: Tensor) -> Posterior:
-        """Posteriors of images (B, C, H, W) in [0, 1]: mean and log variance, (B, d) each."""
+        """Posteriors of images (B, C, H, W) in [0, 1]: mean and log variance, (B, d) each.
+
+        Raises:
+            ValueError: for images of another shape, or that are not floats.
+        """
+        if not images.is_floating_point():
+            raise ValueError(f"images are {images.dtype}: give floats in [0, 1], as of images / 255")
+        if images.ndim != 4 or tuple(images.shape[1:]) != self.config.image_shape:
+            raise ValueError(f"images are {tuple(images.shape)}, this model takes (B, *{self.config.image_shape})")
         return split_posterior(self.encoder(images))
 
     def decode(self, latents: Tensor) -> Tensor:
@@ -245,10 +271,12 @@ class LDCVAE(
         Args:
             pretrained_model_name_or_path: a folder; a hub id such as "hub:user/model" only on explicit request by
                 that prefix, so that a mistyped folder never turns into a download.
-            kwargs: see `huggingface_hub.ModelHubMixin.from_pretrained`.
+            kwargs: for a model of own networks `encoder` and `decoder`, modules of the same architecture, or the
+                functions that `fit_sampler` was given; and see `huggingface_hub.ModelHubMixin.from_pretrained`.
 
         Raises:
             FileNotFoundError: if the folder holds no model.
+            ValueError: if the model has networks of its own that are not given, or do not fit its weights.
         """
         source = os.fspath(pretrained_model_name_or_path)
         if not source.startswith("hub:") and not os.path.isfile(os.path.join(source, "model.safetensors")):
@@ -256,14 +284,14 @@ class LDCVAE(
                 f"{source} holds no model.safetensors: give the folder that save_pretrained wrote "
                 "(a run's model/ folder), or hub:USER/MODEL to download"
             )
+        # Without it weights that are missing would stay at their random start.
+        kwargs.setdefault("strict", True)
         with contextlib.redirect_stdout(None):  # huggingface_hub prints that it loads from a local directory
-            model = super().from_pretrained(source.removeprefix("hub:"), **kwargs)
+            try:
+                model = super().from_pretrained(source.removeprefix("hub:"), **kwargs)
+            except RuntimeError as error:
+                raise ValueError(f"the weights of {source} do not fit the networks: {error}") from None
         return model.eval()
-
-
-def as_float(images: Tensor) -> Tensor:
-    """uint8 images to float32 in [0, 1]; float images as they are."""
-    return images.float().div_(255.0) if images.dtype == torch.uint8 else images
 
 
 def _normal(shape: Any, generator: torch.Generator | None, device: torch.device) -> Tensor:

@@ -12,7 +12,13 @@ from torch import Tensor, nn
 
 from ldcvae.variants import NETWORKS
 
-__all__ = ["SamplerNet", "build_decoder", "build_encoder", "choose_network", "residual_mlp"]
+__all__ = [
+    "SamplerNet",
+    "build_decoder",
+    "build_encoder",
+    "choose_network",
+    "residual_mlp",
+]
 
 Shape = tuple[int, int, int]
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from ldcvae.directions.stein import amortised_loss, particle_direction
 from ldcvae.encodings import Posterior
-from ldcvae.model import gaussian_kl, reconstruction_loss, split_posterior
+from ldcvae.losses import gaussian_kl, reconstruction_loss, split_posterior
 
 __all__ = ["elbo_step", "svgd_step"]
 

@@ -83,21 +83,18 @@ class Direction:
 
 
 DIRECTIONS: Registry[Direction] = Registry("direction")
-DIRECTIONS.register(
-    Direction("stein", "stein", lazy("ldcvae.directions.fields:stein"), bandwidths="compare.stein_bandwidths")
-)
-DIRECTIONS.register(
-    Direction("score_difference", "score difference", lazy("ldcvae.directions.fields:score_difference"))
-)
-DIRECTIONS.register(
+for _direction in (
+    Direction("stein", "stein", lazy("ldcvae.directions.fields:stein"), bandwidths="compare.stein_bandwidths"),
+    Direction("score_difference", "score difference", lazy("ldcvae.directions.fields:score_difference")),
     Direction(
         "drift",
         "drift",
         lazy("ldcvae.directions.fields:drift"),
         knob="factor of the temperatures",
         bandwidths="compare.drift_temperatures",
-    )
-)
+    ),
+):
+    DIRECTIONS.register(_direction)
 
 
 @dataclass(frozen=True)
@@ -144,8 +141,8 @@ class Autoencoder:
 
 
 AUTOENCODERS: Registry[Autoencoder] = Registry("autoencoder")
-AUTOENCODERS.register(Autoencoder("vae", "VAE"))
-AUTOENCODERS.register(
+for _autoencoder in (
+    Autoencoder("vae", "VAE"),
     Autoencoder(
         "beta_vae",
         "beta-VAE",
@@ -153,27 +150,21 @@ AUTOENCODERS.register(
         candidates=(0.25, 4.0, 16.0),
         # Adam cannot tell a KL multiplied by beta from a lambda divided by it.
         temperature=lambda plain, setting: plain / setting,
-    )
-)
-AUTOENCODERS.register(
+    ),
     Autoencoder(
         "wae_mmd",
         "WAE-MMD",
         knob="weight of the MMD penalty",
         candidates=(1.0, 10.0, 100.0),
         objective=lazy("ldcvae.rivals.objectives:wasserstein"),
-    )
-)
-AUTOENCODERS.register(
+    ),
     Autoencoder(
         "rae_l2",
         "RAE-L2",
         knob="weight of the latents' squared norm",
         candidates=(0.01, 0.1, 1.0),
         objective=lazy("ldcvae.rivals.objectives:regularised"),
-    )
-)
-AUTOENCODERS.register(
+    ),
     Autoencoder(
         "vampprior",
         "VampPrior VAE",
@@ -182,8 +173,9 @@ AUTOENCODERS.register(
         whole=True,
         objective=lazy("ldcvae.rivals.objectives:vamp"),
         prior="VampPrior mixture",
-    )
-)
+    ),
+):
+    AUTOENCODERS.register(_autoencoder)
 for _encoder in ("elbo", "svgd"):
     AUTOENCODERS.register(
         Autoencoder(
@@ -279,18 +271,12 @@ def sampler_net(direction: Direction) -> Generator:
 
 
 GENERATORS: Registry[Generator] = Registry("generator")
-GENERATORS.register(Generator("prior", "{prior}", lazy(f"{_FITS}:prior"), "closed"))
-GENERATORS.register(Generator("gaussian", "Gaussian fit", lazy(f"{_FITS}:gaussian"), "closed"))
-GENERATORS.register(
+for _generator in (
+    Generator("prior", "{prior}", lazy(f"{_FITS}:prior"), "closed"),
+    Generator("gaussian", "Gaussian fit", lazy(f"{_FITS}:gaussian"), "closed"),
     Generator(
-        "gmm",
-        "GMM, {components} components",
-        lazy(f"{_FITS}:mixture"),
-        "closed",
-        reads=("evaluate.gmm_components",),
-    )
-)
-GENERATORS.register(
+        "gmm", "GMM, {components} components", lazy(f"{_FITS}:mixture"), "closed", reads=("evaluate.gmm_components",)
+    ),
     Generator(
         "gmm_tuned",
         "GMM, components chosen",
@@ -299,18 +285,10 @@ GENERATORS.register(
         knob="components",
         candidates=(20.0, 50.0, 100.0),
         whole=True,
-    )
-)
-GENERATORS.register(
+    ),
     Generator(
-        "two_stage",
-        "second VAE (two-stage)",
-        lazy(f"{_FITS}:two_stage"),
-        passes=lambda budget, dim: 1,
-        **_RATES,
-    )
-)
-GENERATORS.register(
+        "two_stage", "second VAE (two-stage)", lazy(f"{_FITS}:two_stage"), passes=lambda budget, dim: 1, **_RATES
+    ),
     Generator(
         "maf",
         "masked autoregressive flow",
@@ -318,21 +296,18 @@ GENERATORS.register(
         passes=lambda budget, dim: dim * budget.flow_transforms,
         needs=("zuko", "pip install 'ldcvae[compare]'"),
         **_RATES,
-    )
-)
-GENERATORS.register(
+    ),
     Generator(
         "flow_matching",
         "flow matching, {euler_steps} steps",
         lazy(f"{_FITS}:flow_matching"),
         passes=lambda budget, dim: budget.euler_steps,
         **(_RATES | {"reads": (*_SIZE, "compare.euler_steps")}),
-    )
-)
-GENERATORS.register(
-    Generator("langevin", "annealed Langevin, {chain_steps} steps", lazy(f"{_FITS}:langevin_chain"), **_CHAIN)
-)
-GENERATORS.register(Generator("hmc", "annealed HMC, {chain_steps} steps", lazy(f"{_FITS}:hmc_chain"), **_CHAIN))
+    ),
+    Generator("langevin", "annealed Langevin, {chain_steps} steps", lazy(f"{_FITS}:langevin_chain"), **_CHAIN),
+    Generator("hmc", "annealed HMC, {chain_steps} steps", lazy(f"{_FITS}:hmc_chain"), **_CHAIN),
+):
+    GENERATORS.register(_generator)
 for _direction in DIRECTIONS.values():
     GENERATORS.register(sampler_net(_direction))
 GENERATORS.register(

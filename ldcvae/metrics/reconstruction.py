@@ -5,7 +5,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from ldcvae.model import as_float
+from ldcvae.losses import as_float
 
 __all__ = ["reconstruction_error"]
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from ldcvae.densities.gaussian import LOG_2PI
 from ldcvae.directions.kernels import squared_distances
 from ldcvae.encodings import Posterior
-from ldcvae.model import reconstruction_loss, split_posterior
+from ldcvae.losses import reconstruction_loss, split_posterior
 
 __all__ = ["RegularisedObjective", "VampObjective", "WassersteinObjective", "imq_mmd2"]
 

@@ -9,7 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from ldcvae.densities.kernel_mixture import KernelMixture
-from ldcvae.model import LDCVAE, as_float, reconstruction_loss
+from ldcvae.losses import as_float
+from ldcvae.metrics.reconstruction import reconstruction_error
+from ldcvae.model import LDCVAE
 from ldcvae.objective import elbo_step, svgd_step
 from ldcvae.training.encode import encode_split
 from ldcvae.training.feed import StoredImages, make_feed
@@ -206,14 +208,17 @@ class AutoencoderPhase(Phase):
         recent = encode_split(self.model, self.feed.images, self.world)
         self._energy = KernelMixture(recent.mean, recent.log_variance, self.config.consistency_floor)
 
-    @torch.no_grad()
     def validation_error(self) -> float:
         """Mean squared error per pixel of reconstructed validation images, with the averaged weights."""
         network = self.averaged
-        total = 0.0
-        for part in self.validation.split(1024):
-            images = as_float(part)
+        mode = network.training
+
+        def reconstruct(images: Tensor) -> Tensor:
             mean = network["encoder"](images).float().chunk(2, dim=1)[0]  # type: ignore[index]
-            logits = network["decoder"](mean).float()  # type: ignore[index]
-            total += float(reconstruction_loss(logits, images, "gaussian").sum())
-        return total / self.validation.numel()
+            return torch.sigmoid(network["decoder"](mean).float())  # type: ignore[index]
+
+        network.eval()
+        try:
+            return reconstruction_error(reconstruct, self.validation)
+        finally:
+            network.train(mode)

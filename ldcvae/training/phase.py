@@ -49,7 +49,7 @@ def running_average(network: nn.Module, ema: float, step: Callable[[], int]) -> 
         taken = step()
         torch._foreach_lerp_(averages, values, 1.0 - min(ema, (1.0 + taken) / (10.0 + taken)))
 
-    average = AveragedModel(network, multi_avg_fn=towards, use_buffers=True).requires_grad_(False)
+    average = AveragedModel(network, multi_avg_fn=towards, use_buffers=True).requires_grad_(False).eval()
     average.n_averaged += 1  # the copy counts as the first value, which AveragedModel would overwrite
     return average
 

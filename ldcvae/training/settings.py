@@ -159,7 +159,9 @@ def _wrong(value: Any, annotation: Any) -> str:
         reasons = [_wrong(value, member) for member in arguments]
         return "" if "" in reasons else " or ".join(reasons)
     if annotation is float:
-        return "" if isinstance(value, int | float) and not isinstance(value, bool) else "must be a number"
+        if not isinstance(value, int | float) or isinstance(value, bool):
+            return "must be a number"
+        return "" if -float("inf") < value < float("inf") else "must be finite"
     if annotation is int and isinstance(value, bool):
         return "must be a whole number"
     names = {int: "a whole number", bool: "true or false", str: "a text"}
@@ -170,7 +172,7 @@ def _breaks(rule: Any, value: Any) -> str:
     match rule:
         case Ge(ge=least) if not value >= least:
             return f"must be at least {least}"
-        case Gt(gt=least) if not least < value < float("inf"):
+        case Gt(gt=least) if not value > least:
             return f"must be above {least}"
         case Le(le=most) if not value <= most:
             return f"must be at most {most}"

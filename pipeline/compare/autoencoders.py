@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 
 from ldcvae.encodings import Encodings
-from ldcvae.model import LDCVAE, as_float
+from ldcvae.losses import as_float
+from ldcvae.model import LDCVAE
 from ldcvae.training.autoencoder import AutoencoderPhase
 from ldcvae.training.encode import encode_split
 from ldcvae.training.heap import peak_mb, reset_peak
@@ -97,6 +98,7 @@ def train_autoencoder(run: Run, cell: Cell, reference: Reference) -> dict[str, A
         if epoch % settings.checkpoint_epochs == 0 and phase.step < phase.total:
             kept.save({"network": phase.network.state_dict(), "phase": phase.state()}, epoch)
     phase.adopt_average()
+    model.eval()
     peak = peak_mb()
     encodings = _encode(model, run, train, getattr(objective, "deterministic", False))
     model.set_whitening(encodings["train"].whitening())
@@ -104,7 +106,7 @@ def train_autoencoder(run: Run, cell: Cell, reference: Reference) -> dict[str, A
     if (learnt := getattr(objective, "prior", None)) is not None:
         with torch.no_grad():
             prior = Encodings(*learnt(model.encoder))
-    stored = StoredAutoencoder(model.eval(), encodings, prior)
+    stored = StoredAutoencoder(model, encodings, prior)
     judge = Judge(reference.extractor, reference.features["test"], config.evaluate.neighbours, device)
     figures = judge.reconstruction(model, load_split(run, "test").pixels)
     found = {

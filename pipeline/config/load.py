@@ -12,13 +12,16 @@ Example:
 
 import difflib
 import re
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, ValidationError
+from typing_extensions import Doc
 
+from ldcvae.registry import OneOf
 from pipeline.config.errors import ConfigError
 from pipeline.config.sections import Config
 
@@ -38,10 +41,10 @@ def load_config(path: str | Path | None = None, overrides: Sequence[str] = ()) -
     content: Any = {}
     if path is not None:
         try:
-            content = yaml.load(Path(path).read_text(), _Loader) or {}  # noqa: S506  # a SafeLoader
+            content = yaml.load(_find(Path(path)).read_text("utf-8"), _Loader) or {}  # noqa: S506  # a SafeLoader
         except FileNotFoundError:
             raise ConfigError(f"config file {path} does not exist") from None
-        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        except (OSError, ValueError, yaml.YAMLError) as error:
             raise ConfigError(f"config file {path} is not readable YAML: {error}") from None
         if not isinstance(content, dict):
             raise ConfigError(f"config file {path} must hold keys and values, not {type(content).__name__}")
@@ -51,10 +54,20 @@ def load_config(path: str | Path | None = None, overrides: Sequence[str] = ()) -
             raise ConfigError(f"override {item!r} is not of the form key=value, e.g. train.epochs=20")
         try:
             value = yaml.load(text, _Loader)  # noqa: S506  # a SafeLoader
-        except yaml.YAMLError as error:
+        except (ValueError, yaml.YAMLError) as error:
             raise ConfigError(f"override {item!r}: the value is not YAML: {error}") from None
         _assign(content, key, value)
     return parse_config(content)
+
+
+def _find(path: Path) -> Path:
+    """The file itself, or that of its name which was installed with the package, as configs/digits.yaml is."""
+    if path.exists() or path.is_absolute():
+        return path
+    # Beside the package (pip install --target) or under the environment.
+    roots = (Path(__file__).parents[2], Path(sys.prefix))
+    installed = [root / "share/ldcvae/configs" / path.name for root in roots]
+    return next((file for file in installed if file.is_file()), path)
 
 
 class _Loader(yaml.SafeLoader):
@@ -62,7 +75,8 @@ class _Loader(yaml.SafeLoader):
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         """A mapping, unless a key stands twice in it."""
-        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
+        # Not <<: what is merged may stand there too, and yields.
+        keys = [self.construct_object(key, deep=True) for key, _ in node.value if not key.tag.endswith(":merge")]
         for index, key in enumerate(keys):
             if key in keys[:index]:
                 raise yaml.constructor.ConstructorError(None, None, f"{key} stands twice", node.start_mark)
@@ -75,24 +89,34 @@ _Loader.yaml_implicit_resolvers = {
 }
 _Loader.add_implicit_resolver(
     "tag:yaml.org,2002:float",
-    re.compile(r"[-+]?(\d[\d_]*\.?[\d_]*|\.\d[\d_]*)([eE][-+]?\d+)?$|[-+]?\.(inf|Inf|INF)$|\.(nan|NaN|NAN)$"),
+    # With a point, or an exponent, or both: 08 is a text, as for the integers, which are octal with a 0 before them.
+    re.compile(
+        r"[-+]?(\d[\d_]*\.[\d_]*|\.\d[\d_]*)([eE][-+]?\d+)?$|[-+]?\d[\d_]*[eE][-+]?\d+$"
+        r"|[-+]?\.(inf|Inf|INF)$|\.(nan|NaN|NAN)$"
+    ),
     list("-+0123456789."),
 )
 
 
 def _assign(content: dict[str, Any], key: str, value: Any) -> None:
-    """Set a dotted key; a mapping is merged into one that is there."""
+    """Set a dotted key; a mapping is merged into one that is there, however deep."""
     section: Any = content
     *sections, last = key.split(".")
     for name in sections:
-        section = section.setdefault(name, {})
+        if section.get(name) is None:  # as it is below a heading without keys
+            section[name] = {}
+        section = section[name]
         if not isinstance(section, dict):
             raise ConfigError(f"override {key}: {name} holds {section!r}, which has no keys")
-    if isinstance(value, dict) and isinstance(section.get(last), dict):
+    _merge(section, last, value)
+
+
+def _merge(section: dict[Any, Any], key: Any, value: Any) -> None:
+    if isinstance(value, dict) and isinstance(section.get(key), dict):
         for name, item in value.items():
-            section[last][name] = item
+            _merge(section[key], name, item)
     else:
-        section[last] = value
+        section[key] = value
 
 
 def parse_config(content: dict[str, Any]) -> Config:
@@ -172,7 +196,7 @@ def _explain(item: Any) -> str:
         sections = sorted({name.partition(".")[0] for name in known})
         return f"{key}: unknown key; {nearest_key(key, known, sections)}"
     message = item["msg"].removeprefix("Value error, ")
-    if item["type"] == "value_error" and isinstance(item["input"], dict):
+    if item["type"] == "value_error" and isinstance(item["input"], dict) and not message.startswith("must "):
         return f"{key}.{message}"  # a section's own check names its field
     # A union member's tag (literal['auto'], bool) is pydantic's, not part of the key.
     key = ".".join(part for part in location if "[" not in part and part not in ("bool", "int", "float"))
@@ -201,19 +225,26 @@ def describe_keys(model: type[BaseModel] = Config, prefix: str = "") -> Iterator
         if isinstance(annotation, type) and issubclass(annotation, BaseModel):
             yield from describe_keys(annotation, f"{prefix}{name}.")
         else:
-            default = "null" if field.default is None else str(field.default)
-            yield f"{prefix}{name}", _type_name(annotation), default, field.description or ""
+            value = list(field.default) if isinstance(field.default, tuple) else field.default  # as YAML writes it
+            default = "null" if value is None else str(value)
+            # Fields that a section inherits from a dataclass of settings have a Doc, which pydantic does not read.
+            docs = [rule.documentation for rule in field.metadata if isinstance(rule, Doc)]
+            description = field.description or "".join(docs)
+            yield f"{prefix}{name}", _type_name(annotation, field.metadata), default, description
 
 
-def _type_name(annotation: Any) -> str:
+def _type_name(annotation: Any, rules: Sequence[Any] = ()) -> str:
     origin, arguments = get_origin(annotation), get_args(annotation)
+    for rule in rules:
+        if isinstance(rule, OneOf):
+            return "|".join(rule.names)
     if origin is Annotated:
-        return _type_name(arguments[0])
+        return _type_name(arguments[0], arguments[1:])
     if origin is Literal:
         return "|".join(str(value) for value in arguments)
     if origin is dict:
         return f"{{{_type_name(arguments[0])}: {_type_name(arguments[1])}, ...}}"
-    if origin is list:
+    if origin in (list, tuple):
         return f"[{_type_name(arguments[0])}, ...]"
     if arguments:
         return "|".join("null" if part is type(None) else _type_name(part) for part in arguments)

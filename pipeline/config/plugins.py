@@ -4,6 +4,8 @@ They are code, so they are taken from the command line only (`--plugin module`),
 """
 
 import importlib
+import os
+import sys
 from collections.abc import Sequence
 
 from pipeline.config.errors import ConfigError
@@ -23,6 +25,8 @@ def load_plugins(modules: Sequence[str]) -> None:
         Traceback (most recent call last):
         pipeline.config.errors.ConfigError: --plugin no_such_module: ModuleNotFoundError: No module named ...
     """
+    if modules and os.getcwd() not in sys.path:
+        sys.path.append(os.getcwd())  # `python -m` looks there, the installed commands do not
     for name in modules:
         try:
             importlib.import_module(name)

@@ -9,7 +9,7 @@ from safetensors.torch import load, save
 from torch import Tensor, nn
 from torch.nn import functional
 
-from ldcvae.model import as_float
+from ldcvae.losses import as_float
 from ldcvae.training.world import keyed_generator
 from pipeline.config.errors import ConfigError, PipelineError
 from pipeline.config.variants import EXTRACTORS

@@ -153,6 +153,7 @@ def train_worker(job: dict[str, Any]) -> dict[str, Any]:
             first.adopt_average()
             reporter.earlier = first.history
             del first
+        model.eval()
         encodings, held_out = (encode_split(model, images, world) for images in (train, validation))
         second = SamplerPhase(model, encodings, held_out, config.sampler, world, config.seed, bool(settings.fused))
         if state is not None:

@@ -126,7 +126,7 @@ def enqueue_points(study: optuna.Study, space: SearchSpace) -> None:
 def _flat(space: SearchSpace, config: Any, values: dict[str, Any]) -> dict[str, Any]:
     ladder = any(path.startswith("sampler.bandwidths") for path in values)
     plain = {path: value for path, value in values.items() if not path.startswith("sampler.bandwidths")}
-    return plain | ({"sampler.bandwidths": config.sampler.bandwidths} if ladder else {})
+    return plain | ({"sampler.bandwidths": list(config.sampler.bandwidths)} if ladder else {})
 
 
 def finished(study: optuna.Study) -> list[FrozenTrial]:

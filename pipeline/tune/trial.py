@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 from ldcvae.encodings import Encodings
+from ldcvae.losses import as_float, split_posterior
 from ldcvae.metrics.reconstruction import reconstruction_error
-from ldcvae.model import as_float, split_posterior
 from ldcvae.training.autoencoder import AutoencoderPhase
 from ldcvae.training.encode import encode_split
 from ldcvae.training.heap import keep_freed_memory
@@ -113,6 +113,7 @@ class _Running:
             train = training_images(self.run)
             validation = load_split(self.run, "validation").pixels
             self._autoencoder(train, validation)
+            self.model.eval()
             encodings, held_out = (encode_split(self.model, images, world) for images in (train, validation))
             reconstruction = reconstruction_error(self.model.reconstruct, validation, world.device)
             offset = config.tune.reports

@@ -1,0 +1,263 @@
+"""The library's front door: `fit` trains a model on images, `fit_sampler` a sampler net for a trained autoencoder.
+
+In one process, on the CPU or one GPU, without Ray and without files; the pipeline's workers run the same phases, and
+with the same images, settings and seed end in the same weights.
+"""
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ldcvae.external import Decode, Encode, check_callables
+from ldcvae.losses import as_float
+from ldcvae.model import LDCVAE, LDCVAEConfig
+from ldcvae.training.autoencoder import AutoencoderPhase
+from ldcvae.training.encode import encode_split
+from ldcvae.training.phase import Progress
+from ldcvae.training.sampler import SamplerPhase
+from ldcvae.training.settings import AutoencoderSettings, SamplerSettings
+from ldcvae.training.world import World, keyed_generator
+
+__all__ = ["fit", "fit_sampler"]
+
+Callback = Callable[[dict[str, Any]], None]
+_HELD_OUT = 10  # one image in so many validates, where no validation images are given
+_MOST_HELD_OUT = 5000
+
+
+def fit(
+    images: Tensor,
+    model: LDCVAE | None = None,
+    *,
+    autoencoder: AutoencoderSettings | None = None,
+    sampler: SamplerSettings | None = None,
+    validation: Tensor | None = None,
+    latent_dim: int | None = None,
+    seed: int = 0,
+    device: torch.device | str | None = None,
+    progress: bool = True,
+    callback: Callback | None = None,
+) -> LDCVAE:
+    """Train encoder, decoder and sampler net on images (arXiv 2109.10640; docs/method.md has the equations).
+
+    Args:
+        images: (N, C, H, W), uint8 or floats in [0, 1], N >= 2.
+        model: with networks of your own (`LDCVAE.from_networks`) or another `LDCVAEConfig`; its encoder and decoder
+            go on from their weights, its sampler net starts anew. None: networks that suit the size of the images.
+        autoencoder: settings of phase 1; None: the defaults, made for some thousand small images.
+        sampler: settings of phase 2; None: the defaults.
+        validation: (n, C, H, W) images to validate on; None: a tenth of `images`, held out by the seed.
+        latent_dim: d, where no model is given; None: 8 below 16 pixels, else 16.
+        seed: of weights, order and noise; the same seed gives the same model.
+        device: where to train; None: the model's or else the images' own.
+        progress: show a bar with the time left on stderr.
+        callback: called at every validation with a record: `phase`, `step`, losses and validation figures.
+
+    Returns:
+        The trained model in eval mode, on `device`; `model.sample(n)` draws images.
+
+    Raises:
+        ValueError: before the first step, for images or settings that cannot be trained on.
+        NonFiniteLossError: naming term and step, if training diverges.
+
+    Example:
+        >>> from sklearn.datasets import load_digits
+        >>> images = torch.from_numpy(load_digits().images[:200] / 16).float()[:, None]
+        >>> model = fit(images, autoencoder=AutoencoderSettings(epochs=2), sampler=SamplerSettings(steps=5),
+        ...             progress=False)
+        >>> model.sample(3, generator=torch.Generator().manual_seed(0)).shape
+        torch.Size([3, 1, 8, 8])
+    """
+    phase_1, phase_2 = autoencoder or AutoencoderSettings(), sampler or SamplerSettings()
+    train, held_out = _split(images, validation, model, seed)
+    where = _where(device, model, train)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)  # initial weights; everything later is keyed by step
+        if model is None:
+            model = LDCVAE(_config(train, phase_2, latent_dim))
+        elif latent_dim not in (None, model.config.latent_dim):
+            raise ValueError(f"latent_dim is {latent_dim}, but the model's is {model.config.latent_dim}: give one")
+        else:
+            model.reset_sampler(phase_2.width, phase_2.depth, _components(phase_2))
+    model = model.to(where).train()
+    with _shown(progress) as show:
+        first = AutoencoderPhase(model, train, held_out, phase_1, World(device=where), seed)
+        for _ in first.epochs(show):
+            if callback is not None:
+                callback(first.history[-1])
+        first.adopt_average()
+        return _sampler(model.eval(), train, held_out, phase_2, seed, bool(phase_1.fused), show, callback)
+
+
+def fit_sampler(
+    autoencoder: LDCVAE | tuple[Encode, Decode],
+    images: Tensor,
+    *,
+    sampler: SamplerSettings | None = None,
+    validation: Tensor | None = None,
+    seed: int = 0,
+    device: torch.device | str | None = None,
+    progress: bool = True,
+    callback: Callback | None = None,
+) -> LDCVAE:
+    """Train a sampler net for the latents of an autoencoder that is trained already; its weights stay as they are.
+
+    Args:
+        autoencoder: an `LDCVAE`, or a pair (encode, decode) of any other library's: `encode(images (B, C, H, W) in
+            [0, 1])` gives mean and log variance, (B, d) each, or points (B, d); `decode(latents (B, d))` gives images
+            (B, C, H, W) in [0, 1]. docs/autoencoders.md has an example.
+        images: (N, C, H, W) of the kind it was trained on, uint8 or floats in [0, 1], N >= 2.
+        sampler: settings; None: the defaults. Above about 20 latent dimensions prefer `direction="drift"`.
+        validation: as in `fit`, like the arguments after it.
+        seed: of weights and noise.
+        device: where to train; None: the model's or the images' own. A pair must be there already.
+        progress: show a bar.
+        callback: called at every validation.
+
+    Returns:
+        The model in eval mode. Of a pair `save_pretrained` keeps the sampler net and what it needs, and
+        `LDCVAE.from_pretrained(path, encoder=encode, decoder=decode)` takes the pair again.
+
+    Raises:
+        ValueError: before the first step, for images, settings or callables that do not fit.
+        NonFiniteLossError: naming term and step, if training diverges.
+
+    Example:
+        >>> mixing = torch.randn(3, 4, generator=torch.Generator().manual_seed(0))
+        >>> pair = (lambda x: x.flatten(1) @ mixing.T, lambda z: torch.sigmoid(z @ mixing).unflatten(1, (1, 2, 2)))
+        >>> model = fit_sampler(pair, torch.rand(100, 1, 2, 2), sampler=SamplerSettings(steps=5), progress=False)
+        >>> model.sample_latents(7).shape
+        torch.Size([7, 3])
+    """
+    settings = sampler or SamplerSettings()
+    known = autoencoder if isinstance(autoencoder, LDCVAE) else None
+    train, held_out = _split(images, validation, known, seed)
+    where = _where(device, known, train)
+    if isinstance(autoencoder, LDCVAE):
+        model = autoencoder
+    else:
+        dim = check_callables(*autoencoder, as_float(train[:2]).to(where))
+        model = LDCVAE(LDCVAEConfig(_shape(train), dim, "custom"), *autoencoder).to(where)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model.reset_sampler(settings.width, settings.depth, _components(settings))
+    with _shown(progress) as show:
+        return _sampler(model.to(where).eval(), train, held_out, settings, seed, True, show, callback)
+
+
+def _sampler(
+    model: LDCVAE,
+    train: Tensor,
+    held_out: Tensor,
+    settings: SamplerSettings,
+    seed: int,
+    fused: bool,
+    show: Progress | None,
+    callback: Callback | None,
+) -> LDCVAE:
+    """Phase 2, on a model whose encoder and decoder stay as they are."""
+    world = World(device=model.device)
+    encodings, held = (encode_split(model, part, world) for part in (train, held_out))
+    second = SamplerPhase(model, encodings, held, settings, world, seed, fused)
+    for _ in second.blocks(settings.checkpoint_steps, show):
+        if callback is not None:
+            callback(second.history[-1])
+    second.adopt_average()
+    return model.eval()
+
+
+def _where(device: torch.device | str | None, model: LDCVAE | None, images: Tensor) -> torch.device:
+    if device is not None:
+        return torch.device(device)
+    return model.device if model is not None else images.device
+
+
+def _shape(images: Tensor) -> tuple[int, int, int]:
+    return images.shape[1], images.shape[2], images.shape[3]
+
+
+def _components(settings: SamplerSettings) -> int:
+    return settings.base_components if settings.base == "gmm" else 0
+
+
+def _config(images: Tensor, sampler: SamplerSettings, latent_dim: int | None) -> LDCVAEConfig:
+    """Networks that suit the images: those of the pipeline's defaults for tiny ones, convolutions for larger ones."""
+    tiny = max(images.shape[2:]) < 16
+    return LDCVAEConfig(
+        image_shape=_shape(images),
+        latent_dim=latent_dim or (8 if tiny else 16),
+        width=128 if tiny else 32,
+        depth=2 if tiny else 1,
+        sampler_width=sampler.width,
+        sampler_depth=sampler.depth,
+        base_components=_components(sampler),
+    )
+
+
+def _checked(name: str, images: Tensor, model: LDCVAE | None) -> Tensor:
+    if not isinstance(images, Tensor) or images.ndim != 4:
+        found = f"{tuple(images.shape)}" if isinstance(images, Tensor) else type(images).__name__
+        raise ValueError(f"{name} must be a tensor (N, C, H, W), got {found}")
+    if model is not None and tuple(images.shape[1:]) != model.config.image_shape:
+        raise ValueError(f"{name} are {tuple(images.shape[1:])} each, but the model takes {model.config.image_shape}")
+    if images.dtype == torch.uint8:
+        return images
+    if not images.is_floating_point():
+        raise ValueError(f"{name} are {images.dtype}: give uint8, or floats in [0, 1]")
+    low, high = float(images.min()), float(images.max())
+    if not 0.0 <= low <= high <= 1.0:  # a NaN fails too
+        raise ValueError(f"{name} run from {low:.4g} to {high:.4g}: floats must lie in [0, 1]; uint8 runs to 255")
+    return images.float()
+
+
+def _split(images: Tensor, validation: Tensor | None, model: LDCVAE | None, seed: int) -> tuple[Tensor, Tensor]:
+    """(training images, validation images), checked."""
+    if isinstance(images, Tensor) and images.ndim > 0 and len(images) < 2:
+        raise ValueError(f"{len(images)} images are too few: give at least 2")
+    images = _checked("images", images, model)
+    if validation is not None:
+        if len(validation) == 0:
+            raise ValueError("validation holds no image: give some, or None to hold some out")
+        validation = _checked("validation", validation, model)
+        if validation.shape[1:] != images.shape[1:]:
+            raise ValueError(f"validation images are {tuple(validation.shape[1:])}, images {tuple(images.shape[1:])}")
+        return images, validation
+    count = min(len(images) // _HELD_OUT, _MOST_HELD_OUT)
+    if count == 0:
+        return images, images  # too few to spare any
+    order = torch.randperm(len(images), generator=keyed_generator("cpu", seed, "held out")).to(images.device)
+    return images[order[count:]], images[order[:count]]
+
+
+@contextmanager
+def _shown(wanted: bool) -> Iterator[Progress | None]:
+    """A bar for each phase, with the time left and the newest figures."""
+    if not wanted:
+        yield None
+        return
+    from tqdm import tqdm
+
+    bars: dict[str, tqdm[Any]] = {}
+    form = "{desc}: {percentage:3.0f}%|{bar}| {elapsed}<{remaining} {postfix}"
+
+    def show(record: dict[str, Any]) -> None:
+        phase = record["phase"]
+        if phase not in bars:
+            for bar in bars.values():
+                bar.close()
+            bars[phase] = tqdm(desc=phase, total=1.0, bar_format=form, file=sys.stderr, mininterval=0.5)
+        figures = {name: value for name, value in record.items() if name.startswith("validation_")}
+        if figures:
+            text = ", ".join(f"{name.replace('_', ' ')} {value:.3g}" for name, value in figures.items())
+            bars[phase].set_postfix_str(text, refresh=False)
+        bars[phase].update(record["done"] - bars[phase].n)
+
+    try:
+        yield show
+    finally:
+        for bar in bars.values():
+            bar.close()

@@ -1,0 +1,157 @@
+"""Networks from outside: tried out before they are used; autoencoders given by what they do, encode and decode."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+__all__ = [
+    "CallableDecoder",
+    "CallableEncoder",
+    "Decode",
+    "Encode",
+    "ToLogits",
+    "check_callables",
+    "check_networks",
+]
+
+Shape = tuple[int, int, int]
+
+Encode = Callable[[Tensor], Tensor | tuple[Tensor, Tensor]]
+"""Images (B, C, H, W) in [0, 1] -> mean and log variance, (B, d) each, or points (B, d)."""
+Decode = Callable[[Tensor], Tensor]
+"""Latents (B, d) -> images (B, C, H, W) in [0, 1]."""
+
+_POINT = -16.0  # log variance of a point: the least that a posterior may have
+
+
+class CallableEncoder(nn.Module):
+    """`encode` as an encoder (B, C, H, W) -> (B, 2d); no module inside, so that nobody else's weights are saved."""
+
+    def __init__(self, encode: Encode):
+        super().__init__()
+        self.__dict__["encode"] = encode
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Means and log variances side by side."""
+        encoded = self.__dict__["encode"](images)
+        mean, log_variance = encoded if isinstance(encoded, tuple) else (encoded, torch.full_like(encoded, _POINT))
+        return torch.cat([mean, log_variance], 1)
+
+
+class CallableDecoder(nn.Module):
+    """`decode` as a decoder (B, d) -> (B, C, H, W) logits, likewise."""
+
+    def __init__(self, decode: Decode):
+        super().__init__()
+        self.__dict__["decode"] = decode
+        self.to_logits = ToLogits()
+
+    def forward(self, latents: Tensor) -> Tensor:
+        """The logits."""
+        return self.to_logits(self.__dict__["decode"](latents))
+
+
+def check_callables(encode: Encode, decode: Decode, images: Tensor) -> int:
+    """The latent dimension d of an autoencoder that is not trained here; images try it out.
+
+    Args:
+        encode: (B, C, H, W) in [0, 1] -> mean and log variance, (B, d) each, or points (B, d); latents of another
+            shape are to be flattened.
+        decode: (B, d) -> (B, C, H, W) in [0, 1].
+        images: (n, C, H, W) floats in [0, 1] to try both on, on the device where the autoencoder is.
+
+    Raises:
+        ValueError: if one of them fails on these images, or gives other shapes or values.
+
+    Example:
+        >>> decode = lambda z: z.new_zeros(len(z), 1, 2, 2)
+        >>> check_callables(lambda x: x.flatten(1)[:, :3], decode, torch.rand(5, 1, 2, 2))
+        3
+    """
+    some = images[:2]
+    with torch.no_grad():
+        try:
+            encoded = encode(some)
+        except Exception as error:  # another library's code
+            raise ValueError(
+                f"encode fails on images {tuple(some.shape)}: {type(error).__name__}: {error}"
+            ) from error
+        mean, log_variance = encoded if isinstance(encoded, tuple) else (encoded, encoded)
+        if mean.ndim != 2 or mean.shape != log_variance.shape or len(mean) != len(some):
+            raise ValueError(
+                f"encode gives means {tuple(mean.shape)} and log variances {tuple(log_variance.shape)} for "
+                f"{len(some)} images: both must be ({len(some)}, d); flatten latents of another shape"
+            )
+        try:
+            decoded = decode(mean)
+        except Exception as error:  # likewise
+            raise ValueError(
+                f"decode fails on latents {tuple(mean.shape)}: {type(error).__name__}: {error}"
+            ) from error
+    if decoded.shape != some.shape or not bool(((decoded >= 0) & (decoded <= 1)).all()):
+        raise ValueError(
+            f"decode gives {tuple(decoded.shape)} from {float(decoded.min()):.3g} to {float(decoded.max()):.3g}, "
+            f"where images {tuple(some.shape)} in [0, 1] are wanted"
+        )
+    return mean.shape[1]
+
+
+class ToLogits(nn.Module):
+    """Images in [0, 1] to the logits that the rest of this package expects of a decoder.
+
+    Example:
+        >>> import torch
+        >>> torch.sigmoid(ToLogits()(torch.tensor([0.25, 0.5])))
+        tensor([0.2500, 0.5000])
+    """
+
+    def forward(self, images: Tensor) -> Tensor:
+        """The logits, finite for exact zeros and ones too."""
+        return images.float().clamp(1e-6, 1.0 - 1e-6).logit()
+
+
+def check_networks(encoder: nn.Module, decoder: nn.Module, shape: Shape, latent_dim: int, logits: bool) -> None:
+    """Nothing for networks that fit together; two images of noise try them, in eval mode and without gradient.
+
+    Args:
+        encoder: (B, C, H, W) -> (B, 2 · latent_dim).
+        decoder: (B, latent_dim) -> (B, C, H, W).
+        shape: (C, H, W) of the images.
+        latent_dim: d.
+        logits: whether the decoder may give any number.
+
+    Raises:
+        ValueError: naming the network, what it gives and what is wanted.
+    """
+    if len(shape) != 3 or min(shape) < 1 or latent_dim < 1:
+        raise ValueError(f"image_shape is (C, H, W) and latent_dim at least 1, got {shape} and {latent_dim}")
+    images = torch.rand(2, *shape, generator=torch.Generator().manual_seed(0))
+    encoded = _try_out("encoder", encoder, images)
+    if tuple(encoded.shape) != (2, 2 * latent_dim):
+        raise ValueError(
+            f"the encoder gives {tuple(encoded.shape)} for {tuple(images.shape)} images, but latent_dim={latent_dim} "
+            f"needs {(2, 2 * latent_dim)}: means and log variances side by side"
+        )
+    decoded = _try_out("decoder", decoder, torch.zeros(2, latent_dim))
+    if decoded.shape != images.shape:
+        raise ValueError(
+            f"the decoder gives {tuple(decoded.shape)} for (2, {latent_dim}) latents, not {tuple(images.shape)}"
+        )
+    if not logits and not bool(((decoded >= 0) & (decoded <= 1)).all()):
+        raise ValueError(
+            "the decoder gives values beyond [0, 1]: end it with a sigmoid, or say logits=True and the model takes it"
+        )
+
+
+def _try_out(name: str, network: nn.Module, batch: Tensor) -> Tensor:
+    modes = {module: module.training for module in network.modules()}
+    weight = next(network.parameters(), None)
+    try:
+        with torch.no_grad():
+            return network.eval()(batch if weight is None else batch.to(weight.device)).cpu()
+    except (RuntimeError, TypeError, AttributeError, IndexError) as error:
+        raise ValueError(f"the {name} fails on a batch of shape {tuple(batch.shape)}: {error}") from error
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
