@@ -72,3 +72,12 @@ def test_a_foreign_script_style_or_font_would_be_seen():
         <style>@font-face {src: url('https://c/x.woff')} @import "https://d/y.css";</style>
         <i style="background: url(data:image/svg+xml;//)"></i>"""
     assert Loads(page).found == ["https://a/x.css", "//b/x.js", "https://c/x.woff", "https://d/y.css"]
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/autoencoders.md"])
+def test_the_code_that_a_page_shows_runs(page, tmp_path, monkeypatch):
+    """One block after the other, as a reader would paste them."""
+    monkeypatch.chdir(tmp_path)
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / page).read_text(), re.S)
+    assert blocks
+    exec("\n".join(blocks), {"__name__": page})

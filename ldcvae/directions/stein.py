@@ -2,7 +2,7 @@
 
 All directions estimate one population field, `φ(z) = E_{z'~q}[k(z', z) s(z') + ∇_{z'} k(z', z)]`, with
 `s = ∇ log p` the score of the target (Liu & Wang 2016, 1608.04471, eq. 8). Those here need the score;
-`ldcvae.two_sample` has those that need draws of the target only.
+`ldcvae.directions.two_sample` has those that need draws of the target only.
 
 Everything is in matmul form: no (n, n, d) tensor is ever made. For data-parallel use each direction takes the
 whole particle set and `rows`, the slice of queries that this rank owns.

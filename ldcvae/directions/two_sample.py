@@ -1,7 +1,7 @@
 """Directions from two samples, the particles and draws of the target, where the target's score is not known.
 
-Both estimate the field of `ldcvae.svgd` with the score of the target and that of the particles from kernel density
-estimates:
+Both estimate the field of `ldcvae.directions.stein`, target and particles each with its score from a kernel density
+estimate:
 
 `score_difference`
     their difference in mean-shift form (the GFSD / Blob members of the SVGD family, Liu et al. 2019, 1807.01750).
@@ -9,7 +9,7 @@ estimates:
     the same with a Laplace kernel whose weights are normalised over both axes, which keeps it stable in higher
     dimension (drifting models, 2602.04770).
 
-In matmul form, with `rows` as in `ldcvae.svgd`.
+In matmul form, with `rows` as in `ldcvae.directions.stein`.
 """
 
 from collections.abc import Sequence

@@ -12,7 +12,7 @@ __all__ = ["Distribution", "TuneConfig"]
 
 
 class Distribution(Section):
-    """What a searched key is drawn from; `pipeline.space` checks it together with the key."""
+    """What a searched key is drawn from; `pipeline.tune.space` checks it together with the key."""
 
     type: Literal["loguniform", "uniform", "int", "logint", "choice"]
     low: float | int | None = Field(None, description="least value, included")
