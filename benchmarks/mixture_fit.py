@@ -1,6 +1,7 @@
-"""EM of a Gaussian mixture in matrix products (ldcvae.em) against scikit-learn's: seconds and likelihood, one thread.
+"""EM of a Gaussian mixture (ldcvae.densities.em) against scikit-learn's: seconds and likelihood, one thread.
 
-The latents are a curved sheet of 6 dimensions in 16 with noise about it: like encodings, not a few Gaussians.
+Ours is made of matrix products. The latents are a curved sheet of 6 dimensions in 16 with noise about it: like
+encodings, not a few Gaussians.
 
     python benchmarks/mixture_fit.py [components, 100 if left out]
 """

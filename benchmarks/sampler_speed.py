@@ -14,13 +14,12 @@ import torch
 
 from ldcvae.metrics.latents import median_bandwidths, mmd2
 from ldcvae.training.world import keyed_generator
-from pipeline.config.load import load_config
-from pipeline.judge.generators import build_generators, timed_draw
-from pipeline.prepare import stage as prepare
+from pipeline import prepare, train
+from pipeline.config.load import load_config, override
+from pipeline.judge.generators import fitted, timed_draw
 from pipeline.store.data.shards import load_split
-from pipeline.store.manifest import run_folder
 from pipeline.store.model import load_model
-from pipeline.train import stage as train
+from pipeline.store.run import open_run
 
 DRAWS, REPEATS = 2000, 5
 STEPS = (12, 24, 48, 120, 240, 480)
@@ -29,9 +28,9 @@ STEPS = (12, 24, 48, 120, 240, 480)
 def main(arguments: list[str]) -> None:
     with tempfile.TemporaryDirectory() as storage:
         config = load_config(None, [f"storage={storage}", *arguments])
-        prepare.run(config)
-        train.run(config)
-        run = run_folder(config)
+        run = open_run(config)
+        prepare.run(run)
+        train.run(run)
         model = load_model(run)
         encodings = model.encodings(load_split(run, "train").pixels)
         held_out = model.encodings(load_split(run, "test").pixels)
@@ -44,8 +43,9 @@ def main(arguments: list[str]) -> None:
 
     def judge(name: str, steps: int = 120) -> tuple[float, float, float]:
         """Mean MMD², its standard error and latents per second of a generator."""
-        settings = config.evaluate.model_copy(update={"generators": [name], "langevin_steps": steps})
-        draw = build_generators(model, encodings, settings, generator("fits"))[name]
+        asked = override(config, {"evaluate.generators": [name], "evaluate.langevin_steps": steps})
+        noise = generator("fits")
+        ((_, draw),) = fitted(asked, model, encodings, lambda purpose: noise)
         timed_draw(draw, 200, generator("warm-up"))
         values, rates = [], []
         for repeat, truth in enumerate(truths):

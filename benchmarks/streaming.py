@@ -20,18 +20,16 @@ import numpy as np
 import torch
 
 from ldcvae.training.autoencoder import AutoencoderPhase
+from ldcvae.training.feed import Feed, make_feed
 from ldcvae.training.heap import keep_freed_memory
 from ldcvae.training.world import World
 from pipeline.config.load import load_config
-from pipeline.config.sections import Config
 from pipeline.store.data.shards import load_split, write_split
 from pipeline.store.data.splits import training_images
 from pipeline.store.data.stored import StoredSplit
-from pipeline.store.data.stream import InMemory, Streamed, make_feed, window_bytes
-from pipeline.store.folder import Folder
-from pipeline.store.manifest import run_folder, run_stage
+from pipeline.store.data.stream import StreamedSplit, window_bytes
 from pipeline.store.model import build_model
-from pipeline.train.worker import resolve_auto
+from pipeline.store.run import Run, open_run
 
 IMAGES, ROUNDS, BATCH = 20_480, 5, 128
 SMALL, LARGE = (1, 28, 28), (3, 64, 64)
@@ -43,21 +41,21 @@ OVERRIDES = [
 ]  # fmt: skip
 
 
-def write(folder: Path, name: str, shape: tuple[int, int, int], count: int) -> tuple[Config, Folder]:
+def write(folder: Path, name: str, shape: tuple[int, int, int], count: int) -> Run:
     """A run with `count` training images of noise, of which no more than 200 MB differ."""
-    config = load_config(None, [*OVERRIDES, f"storage={folder}", f"name={name}"])
+    run = open_run(load_config(None, [*OVERRIDES, f"storage={folder}", f"name={name}"]))
     distinct = min(count, MEGABYTES * 10**6 // int(np.prod(shape)))
     noise = np.random.default_rng(0).integers(0, 256, (distinct, *shape), dtype=np.uint8)
 
-    def work(run: Folder, _: str) -> tuple[list[str], dict]:
-        names = write_split(run, "train", noise, None, 10_000, np.arange(count) % distinct)
+    def work(_: str) -> tuple[list[str], dict]:
+        names = write_split(run.folder, "train", noise, None, 10_000, np.arange(count) % distinct)
         return names, {"shape": list(shape), "counts": {"train": count}, "classes": []}
 
-    run_stage(config, "data", {}, work)
-    return config, run_folder(config)
+    run.stage("data", {}, work)
+    return run
 
 
-def read_epoch(feed: InMemory | Streamed, epoch: int, steps: int) -> float:
+def read_epoch(feed: Feed, epoch: int, steps: int) -> float:
     """Seconds that an epoch's batches take when nobody uses them."""
     started = time.perf_counter()
     for step in range(epoch * steps, (epoch + 1) * steps):
@@ -67,16 +65,15 @@ def read_epoch(feed: InMemory | Streamed, epoch: int, steps: int) -> float:
 
 def speed(folder: Path, arguments: list[str]) -> None:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    config, run = write(folder, "speed", SMALL, IMAGES)
+    run = write(folder, "speed", SMALL, IMAGES)
     config = load_config(None, OVERRIDES + arguments)
-    kinds = {"memory": load_split(run, "train").pixels, "streamed": StoredSplit(run, "train")}
+    kinds = {"memory": load_split(run, "train").pixels, "streamed": StreamedSplit(run, "train", MEMORY_MB // 4)}
     phases, epochs, feeds = {}, {}, {}
     for kind, images in kinds.items():
-        settings = resolve_auto(config.train, device, "conv").model_copy(update={"memory_mb": MEMORY_MB // 4})
         model, validation = build_model(config, SMALL).to(device), torch.zeros(BATCH, *SMALL, dtype=torch.uint8)
-        phases[kind] = AutoencoderPhase(model, images, validation, settings, World(device=device), 0)
+        phases[kind] = AutoencoderPhase(model, images, validation, config.train, World(device=device), 0)
         epochs[kind] = phases[kind].epochs()
-        feeds[kind] = make_feed(images, BATCH, World(device=device), 1, MEMORY_MB // 4)
+        feeds[kind] = make_feed(images, BATCH, World(device=device), 1)
     training: dict[str, list[float]] = {kind: [] for kind in kinds}
     reading: dict[str, list[float]] = {kind: [] for kind in kinds}
     for round_ in range(ROUNDS + 1):
@@ -101,13 +98,13 @@ def status(key: str) -> float:
     return next(int(line.split()[1]) for line in lines if line.startswith(f"{key}:")) * 1024 / 1e6
 
 
-def peak(url: str, memory_mb: int) -> None:
+def peak(storage: str, name: str, memory_mb: int) -> None:
     """Read one epoch in this process; prints by how much that raised its peak."""
     keep_freed_memory()
     torch.set_num_threads(1)
-    before, run = status("VmRSS"), Folder(url)
-    images = training_images(run, memory_mb)
-    feed, steps = make_feed(images, BATCH, World(), 0, memory_mb), len(images) // BATCH
+    run = open_run(load_config(None, [f"storage={storage}", f"name={name}", f"train.memory_mb={memory_mb}"]))
+    before, images = status("VmRSS"), training_images(run)
+    feed, steps = make_feed(images, BATCH, World(), 0), len(images) // BATCH
     rate = steps * BATCH / read_epoch(feed, 0, steps)
     print(json.dumps({"streamed": isinstance(images, StoredSplit), "MB": status("VmHWM") - before, "rate": rate}))
 
@@ -115,9 +112,9 @@ def peak(url: str, memory_mb: int) -> None:
 def memory(folder: Path) -> None:
     for times in (1, 4):
         count = times * MEGABYTES * 10**6 // int(np.prod(LARGE))
-        _, run = write(folder, f"memory-{times}", LARGE, count)
+        run = write(folder, f"memory-{times}", LARGE, count)
         for memory_mb in (4096, MEMORY_MB):
-            command = [sys.executable, __file__, "--peak", run.url, str(memory_mb)]
+            command = [sys.executable, __file__, "--peak", str(folder), run.config.name, str(memory_mb)]
             found = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
             kind = f"streamed, windows of {window_bytes(memory_mb) >> 20} MiB" if found["streamed"] else "in memory"
             print(
@@ -129,7 +126,7 @@ def memory(folder: Path) -> None:
 
 def main(arguments: list[str]) -> None:
     if arguments[:1] == ["--peak"]:
-        peak(arguments[1], int(arguments[2]))
+        peak(arguments[1], arguments[2], int(arguments[3]))
         return
     keep_freed_memory()
     with tempfile.TemporaryDirectory() as folder:

@@ -7,6 +7,7 @@ that, the bare loop runs with memory as a plain script has it.
     python benchmarks/training_step.py [data.source=… any key=value]
 """
 
+import dataclasses
 import statistics
 import sys
 import time
@@ -14,12 +15,11 @@ import time
 import torch
 from torch.nn import functional
 
-from ldcvae.training.autoencoder import AutoencoderPhase
+from ldcvae.training.autoencoder import AutoencoderPhase, resolve_auto
 from ldcvae.training.heap import keep_freed_memory
 from ldcvae.training.world import World
 from pipeline.config.load import load_config
 from pipeline.store.model import build_model
-from pipeline.train.worker import resolve_auto
 
 IMAGES, ROUNDS = 4096, 7
 OVERRIDES = [
@@ -45,8 +45,8 @@ def main(arguments: list[str]) -> None:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     config = load_config(None, OVERRIDES + arguments)
     pixels = torch.randint(0, 256, (IMAGES, 1, 28, 28), dtype=torch.uint8).to(device)
-    settings = resolve_auto(config.train, device, "conv")
     model = build_model(config, (1, 28, 28)).to(device).to(memory_format=torch.channels_last)
+    settings = resolve_auto(config.train, device, model)
     parameters = [*model.encoder.parameters(), *model.decoder.parameters()]
     optimizer = torch.optim.AdamW(parameters, lr=1e-3, weight_decay=0.0, fused=True)
 
@@ -65,7 +65,7 @@ def main(arguments: list[str]) -> None:
             build_model(config, (1, 28, 28)).to(device),
             pixels,
             pixels[:128],
-            settings.model_copy(update={"ema": ema}),
+            dataclasses.replace(settings, ema=ema),
             World(device=device),
             0,
         )

@@ -6,6 +6,7 @@ import ray
 from pipeline.config.errors import ConfigError, PipelineError
 from pipeline.config.load import load_config
 from pipeline.remote.connect import connect
+from pipeline.store.run import open_run
 from pipeline.train.stage import _check
 
 
@@ -26,10 +27,12 @@ def test_a_ray_that_does_not_start_is_one_line(monkeypatch, overrides, message):
     assert "\n" not in str(error.value)
 
 
-def test_every_number_of_workers_in_a_range_must_divide_the_batch():
-    config = load_config(None, ["train.num_workers=[1,4]", "train.batch_size=64", "sampler.particles=96"])
+def test_every_number_of_workers_in_a_range_must_divide_the_batch(tmp_path):
+    overrides = ["train.num_workers=[1,4]", "train.batch_size=64", "sampler.particles=96", f"storage={tmp_path}"]
+    run = open_run(load_config(None, overrides))
+    run.stage("data", {}, lambda _: ([], {"shape": [1, 8, 8]}))
     with pytest.raises(ConfigError) as error:
-        _check(config, (1, 8, 8))
+        _check(run)
     assert "train.batch_size: 64 does not divide over train.num_workers=[1, 4] (3 of them)" in str(error.value)
     assert "sampler.particles" not in str(error.value)
 

@@ -1,16 +1,20 @@
-"""Configuration: all mistakes at once with dotted names, safe YAML, and a round trip."""
+"""Configuration: all mistakes at once with dotted names, safe YAML, a round trip; the command line around it."""
 
+import os
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from pipeline.__main__ import main
+from ldcvae import __version__
+from pipeline.__main__ import SECTIONS, main
 from pipeline.config.errors import ConfigError, PipelineError
 from pipeline.config.load import Config, describe_keys, dump_yaml, load_config
 
 ROOT = Path(__file__).parents[2]
+STAGES = ("run", "prepare", "train", "sample", "evaluate", "report", "tune", "compare")
 
 
 def mistakes(*overrides):
@@ -30,7 +34,7 @@ def test_overrides_win_over_the_file(tmp_path):
     path.write_text("train:\n  epochs: 5\n  batch_size: 32\n")
     config = load_config(path, ["train.epochs=7", "sampler.bandwidths=[0.1,1]", "data.path=null"])
     assert (config.train.epochs, config.train.batch_size) == (7, 32)
-    assert config.sampler.bandwidths == [0.1, 1.0]
+    assert config.sampler.bandwidths == (0.1, 1.0)
     assert config.data.path is None
 
 
@@ -41,7 +45,7 @@ def test_all_mistakes_in_one_message():
     text = "\n".join(rest)
     assert "train.epochs: Input should be greater than or equal to 1, got -1" in text
     assert "sampler.particle: unknown key; did you mean sampler.particles?" in text
-    assert "data.source: Input should be 'digits', 'torchvision', 'idx', 'folder' or 'parquet', got 'foo'" in text
+    assert "data.source: must be one of digits, torchvision, idx, folder, parquet, got 'foo'" in text
     assert "data.image_size: Input should be greater than or equal to 4, got 2" in text
     assert "zzz: unknown key" in text
 
@@ -138,16 +142,231 @@ def test_yaml_round_trip(tmp_path):
     assert config.train.learning_rate == 1e-5
 
 
-def test_help_lists_every_key_with_its_meaning(capsys):
-    with pytest.raises(SystemExit) as status:
-        main("prepare", ["--help"])
-    assert status.value.code == 0
-    text = capsys.readouterr().out
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("1e-3", 1e-3),
+        ("1E3", 1000.0),
+        ("2e+2", 200.0),
+        ("+.5", 0.5),
+        ("5.", 5.0),
+        ("1_000.5", 1000.5),
+        ("3", 3.0),
+    ],
+)
+def test_numbers_are_those_of_yaml_1_2(tmp_path, text, value):
+    (tmp_path / "c.yaml").write_text(f"train:\n  learning_rate: {text}\nreport:\n  title: '{text}'\n")
+    for config in (load_config(tmp_path / "c.yaml"), load_config(None, [f"train.learning_rate={text}"])):
+        assert config.train.learning_rate == value
+    assert load_config(tmp_path / "c.yaml").report.title == text  # in quotes a text
+    assert "report.title" in mistakes(f"report.title={text}")[1]  # a number where a text is wanted: no guess
+
+
+@pytest.mark.parametrize(
+    "text", ["2024-01-31", "2024-01-31T10:00:00Z", "2024-01-31 10:00:00", "08", "1e", "1:30.5", "."]
+)
+def test_dates_and_what_only_looks_like_a_number_are_texts(tmp_path, text):
+    (tmp_path / "c.yaml").write_text(f"report:\n  title: {text}\n")
+    assert load_config(tmp_path / "c.yaml").report.title == text
+    assert load_config(None, [f"report.title={text}"]).report.title == text
+
+
+def test_a_key_that_stands_twice_is_refused_by_name(tmp_path):
+    (tmp_path / "c.yaml").write_text("train:\n  epochs: 1\n  ema: 0.5\n  epochs: 2\n")
+    with pytest.raises(ConfigError, match=r"c\.yaml is not readable YAML: epochs stands twice\n.* line 2"):
+        load_config(tmp_path / "c.yaml")
+    with pytest.raises(ConfigError, match=r"override 'train=\{ema: 0, ema: 0\}': the value is not YAML: ema stands"):
+        load_config(None, ["train={ema: 0, ema: 0}"])
+
+
+def test_merge_keys_of_yaml_are_no_duplicates(tmp_path):
+    (tmp_path / "c.yaml").write_text("model: &small {width: 16, depth: 1}\nsampler:\n  <<: *small\n  depth: 2\n")
+    config = load_config(tmp_path / "c.yaml")
+    assert (config.model.width, config.model.depth) == (16, 1)
+    assert (config.sampler.width, config.sampler.depth) == (16, 2)
+
+
+def test_a_mapping_is_merged_into_what_is_there(tmp_path):
+    (tmp_path / "c.yaml").write_text(
+        "train: {epochs: 5, ema: 0.5}\ncompare:\n  seeds: 2\n  only: {vae: [prior]}\nmodel:\n"
+    )
+    overrides = ["train={ema: 0.25, batch_size: 8}", "train.batch_size=4", "compare={only: {rae_l2: [gmm]}}"]
+    config = load_config(tmp_path / "c.yaml", [*overrides, "model.width=16", "sampler.bandwidths=[1]"])
+    assert (config.train.epochs, config.train.ema, config.train.batch_size) == (5, 0.25, 4)
+    assert config.compare.seeds == 2
+    assert config.compare.only == {"vae": ["prior"], "rae_l2": ["gmm"]}
+    assert config.model.width == 16  # below a heading without keys
+    assert config.sampler.bandwidths == (1.0,)  # a list takes the place of a list
+
+
+def test_an_override_below_a_value_is_refused():
+    with pytest.raises(ConfigError, match=r"override seed\.x: seed holds 3, which has no keys"):
+        load_config(None, ["seed=3", "seed.x=4"])
+
+
+@pytest.mark.parametrize("override", ["train=[1", "train={a: 1", "name='x", "name=!!int x", "seed=0x_", "name=*a"])
+def test_an_override_that_is_no_yaml_is_named(override):
+    with pytest.raises(ConfigError) as error:
+        load_config(None, [override])
+    assert str(error.value).startswith(f"override {override!r}: the value is not YAML: ")
+
+
+def test_a_file_is_utf_8_wherever_it_is_read(tmp_path):
+    (tmp_path / "c.yaml").write_bytes("name: größe\n".encode())
+    script = (
+        f"from pipeline.config.load import load_config; print(ascii(load_config({str(tmp_path / 'c.yaml')!r}).name))"
+    )
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "LC_ALL": "C"}
+    done = subprocess.run(
+        [sys.executable, "-c", script], env=environment, capture_output=True, text=True, timeout=120
+    )
+    assert done.stdout.strip() == ascii("größe"), done.stderr
+
+
+@pytest.mark.parametrize("override", ["name={a: b}", "train.num_workers={a: b}"])
+def test_a_mapping_in_place_of_a_value_is_named_like_any_mistake(override):
+    key = override.partition("=")[0]
+    head, first = mistakes(override)
+    assert head == "1 mistake in the configuration:"
+    assert first.startswith(f"{key}: must be ")
+    assert first.endswith(", got {'a': 'b'}")
+
+
+def output(capsys, stage, *arguments, status=0):
+    """What the command line prints on stdout before it ends."""
+    with pytest.raises(SystemExit) as stop:
+        main(stage, arguments)
+    assert stop.value.code == status
+    return capsys.readouterr().out
+
+
+@pytest.mark.parametrize("stage", ["prepare", "run"])
+def test_help_lists_every_key_with_its_meaning(capsys, stage):
+    text = output(capsys, stage, "--help-all")
     words = " ".join(text.split())
     for name, kind, default, description in describe_keys():
         assert f"  {name}={default}  [{kind}]" in text
         assert description
         assert " ".join(description.split()) in words
+
+
+@pytest.mark.parametrize(
+    ("stage", "sections"),
+    [("prepare", {"data", "ray"}), ("train", {"model", "train", "sampler", "ray"}), ("report", {"report"})],
+)
+def test_help_lists_only_what_the_stage_reads(capsys, stage, sections):
+    text = output(capsys, stage, "--help")
+    shown = set(re.findall(r"^  ([\w.]+)=.*  \[", text, re.M))
+    every = [name for name, *_ in describe_keys()]
+    assert shown == {"name", "storage", "seed"} | {name for name in every if name.partition(".")[0] in sections}
+    assert len(shown) < len(every) / 2
+    assert "--help-all lists the keys of the other stages too." in text
+
+
+def test_help_names_the_variants_and_writes_lists_as_yaml(capsys):
+    text = output(capsys, "run", "--help")
+    assert "  data.source=digits  [digits|torchvision|idx|folder|parquet]\n" in text
+    assert "  model.network=auto  [auto|mlp|conv|resnet]\n" in text
+    assert "  sampler.direction=score_difference  [stein|score_difference|drift]\n" in text
+    assert "  sampler.bandwidths=[0.13, 0.23, 0.42]  [[float, ...]]\n" in text
+
+
+def test_every_stage_prints_its_help_and_version(capsys):
+    assert tuple(SECTIONS) == STAGES
+    for stage in STAGES:
+        assert output(capsys, stage, "-h").startswith(f"usage: python -m pipeline.{stage} ")
+        assert output(capsys, stage, "--version") == f"ldcvae {__version__}\n"
+
+
+def command(module, *arguments, cwd=None, options=()):
+    return subprocess.run(
+        [sys.executable, *options, "-m", module, *arguments],
+        cwd=cwd,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+
+
+@pytest.mark.parametrize("arguments", [["--help"], []])
+def test_the_overview_lists_all_stages(arguments):
+    done = command("pipeline", *arguments)
+    assert (done.returncode, done.stderr) == (0, "")
+    listed = re.findall(r"^  (\w+) +(\S.*)$", done.stdout.partition("\nstages:\n")[2], re.M)
+    assert tuple(name for name, _ in listed) == STAGES
+    assert all(about.endswith(".") for _, about in listed)
+
+
+def test_the_overview_runs_a_stage_with_its_arguments(tmp_path):
+    assert command("pipeline", "--version").stdout == f"ldcvae {__version__}\n"
+    done = command("pipeline", "train", "train.epochs=-1", cwd=tmp_path)
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: 1 mistake in the configuration:\n  train.epochs: ")
+    assert command("pipeline", "prepare", "--help", cwd=tmp_path).stdout == command("pipeline.prepare", "-h").stdout
+    unknown = command("pipeline", "trian")
+    assert unknown.returncode == 2
+    assert "invalid choice: 'trian'" in unknown.stderr
+
+
+@pytest.mark.parametrize("stage", [f"pipeline.{stage}" for stage in STAGES] + ["pipeline"])
+def test_help_waits_for_no_library(stage, tmp_path):
+    done = command(stage, "--help", cwd=tmp_path, options=["-X", "importtime"])
+    assert done.returncode == 0
+    assert heavy(done.stderr) == set()
+
+
+@pytest.mark.parametrize("arguments", [["train.epochs=-1"], ["data.source=foo"], ["--plugin=no_such_module"]])
+def test_a_mistake_waits_for_no_library(arguments, tmp_path):
+    done = command("pipeline.run", *arguments, cwd=tmp_path, options=["-X", "importtime"])
+    assert done.returncode == 2
+    assert heavy(done.stderr) == set()
+    assert list(tmp_path.iterdir()) == []
+
+
+def heavy(import_times):
+    """Which of the large libraries were imported, by what `-X importtime` prints."""
+    imported = {
+        line.rpartition("|")[2].strip() for line in import_times.splitlines() if line.startswith("import time:")
+    }
+    assert "pipeline.config.load" in imported
+    return imported & {"torch", "ray", "pyarrow", "numpy", "torchvision", "sklearn", "matplotlib", "optuna", "PIL"}
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (None, "ModuleNotFoundError: No module named 'my_plugin'"),
+        ("1 / 0", "ZeroDivisionError: division by zero"),
+        ("import nothing_like_it", "ModuleNotFoundError: No module named 'nothing_like_it'"),
+    ],
+)
+def test_a_plugin_that_cannot_be_imported_is_one_clear_line(tmp_path, content, message):
+    if content is not None:
+        (tmp_path / "my_plugin.py").write_text(content)
+    for arguments in (["train.epochs=3"], ["--help"]):
+        done = command("pipeline.train", "--plugin", "my_plugin", *arguments, cwd=tmp_path)
+        assert done.returncode == 2
+        assert done.stdout == ""
+        assert done.stderr.startswith(f"error: --plugin my_plugin: {message}; ")
+        assert "on every machine of a cluster" in done.stderr
+        assert done.stderr.count("\n") == 1
+
+
+def test_a_plugins_variant_is_shown_and_accepted(tmp_path):
+    (tmp_path / "my_plugin.py").write_text(
+        "from ldcvae.variants import NETWORKS, Network\n"
+        "NETWORKS.register(Network('tiny', lambda *_: None, lambda *_: None))\n"
+    )
+    plugin = ["--plugin", "my_plugin"]
+    # -P: without the folder of the command among the places of modules, as for an installed command.
+    for options in ([], ["-P"]):
+        text = command("pipeline.train", *plugin, "--help", cwd=tmp_path, options=options).stdout
+        assert "[auto|mlp|conv|resnet|tiny]" in text
+    assert "[auto|mlp|conv|resnet]" in command("pipeline.train", "--help", cwd=tmp_path).stdout
+    wrong = ["model.network=tiny", "train.epochs=-1"]
+    assert command("pipeline.train", *plugin, *wrong, cwd=tmp_path).stderr.startswith("error: 1 mistake ")
+    assert "model.network: must be one of" in command("pipeline.train", *wrong, cwd=tmp_path).stderr
 
 
 @pytest.mark.parametrize(
@@ -162,8 +381,8 @@ def test_help_lists_every_key_with_its_meaning(capsys):
 def test_exit_status(error, status, printed, capsys, monkeypatch):
     seen = []
 
-    def run(config, force):
-        seen.append((config.train.epochs, force))
+    def run(run, force):
+        seen.append((run.config.train.epochs, force))
         if error is not None:
             raise error
 

@@ -10,7 +10,7 @@ import torch
 from pipeline.config.errors import PipelineError
 from pipeline.config.load import parse_config
 from pipeline.store.data.shards import encode_shard, load_split, write_split
-from pipeline.store.manifest import run_folder, run_stage
+from pipeline.store.run import open_run
 
 
 @pytest.fixture
@@ -19,21 +19,21 @@ def written(tmp_path):
     rng = np.random.default_rng(0)
     images = rng.integers(0, 256, (28, 3, 4, 6), dtype=np.uint8)
     labels = rng.integers(0, 2, 25)
-    config = parse_config({"storage": str(tmp_path), "name": "run"})
+    run = open_run(parse_config({"storage": str(tmp_path), "name": "run"}))
 
-    def work(run, fingerprint):
-        names = write_split(run, "train", images[:25], labels, 10)
-        names += write_split(run, "validation", images[25:], None, 10)
+    def work(fingerprint):
+        names = write_split(run.folder, "train", images[:25], labels, 10)
+        names += write_split(run.folder, "validation", images[25:], None, 10)
         return names, {"shape": [3, 4, 6], "counts": {"train": 25, "validation": 3}, "classes": ["a", "b"]}
 
-    run_stage(config, "data", {}, work)
-    return run_folder(config), images, labels
+    run.stage("data", {}, work)
+    return run, images, labels
 
 
 def test_round_trip_over_several_shards(written):
-    folder, images, labels = written
-    assert folder.files("data/train*") == [f"data/train-{i:05d}.parquet" for i in range(3)]
-    train, validation = load_split(folder, "train"), load_split(folder, "validation")
+    run, images, labels = written
+    assert run.folder.files("data/train*") == [f"data/train-{i:05d}.parquet" for i in range(3)]
+    train, validation = load_split(run, "train"), load_split(run, "validation")
     assert torch.equal(train.pixels, torch.from_numpy(images[:25]))
     assert train.labels.tolist() == labels.tolist()
     assert train.classes == ("a", "b")
@@ -44,8 +44,8 @@ def test_round_trip_over_several_shards(written):
 
 
 def test_shards_are_plain_parquet(written):
-    folder, images, _ = written
-    table = pq.read_table(io.BytesIO(folder.read("data/train-00001.parquet")))
+    run, images, _ = written
+    table = pq.read_table(io.BytesIO(run.folder.read("data/train-00001.parquet")))
     assert table.column_names == ["image", "label", "split"]
     assert table.schema.metadata[b"shape"] == b"3,4,6"
     assert table["image"][0].as_py() == images[10].tobytes()
@@ -53,23 +53,23 @@ def test_shards_are_plain_parquet(written):
 
 @pytest.mark.parametrize("where", [4, 1000, -20])
 def test_a_flipped_byte_is_refused_by_name(written, where):
-    folder, *_ = written
-    content = bytearray(folder.read("data/train-00001.parquet"))
+    run, *_ = written
+    content = bytearray(run.folder.read("data/train-00001.parquet"))
     content[where] ^= 1
-    folder.write("data/train-00001.parquet", bytes(content))
+    run.folder.write("data/train-00001.parquet", bytes(content))
     with pytest.raises(PipelineError, match=r"train-00001\.parquet is damaged: sha256 .* run .* with --force"):
-        load_split(folder, "train")
-    assert len(load_split(folder, "validation").pixels) == 3
+        load_split(run, "train")
+    assert len(load_split(run, "validation").pixels) == 3
 
 
 def test_a_missing_or_swapped_shard_is_refused(written):
-    folder, *_ = written
-    folder.write("data/train-00001.parquet", folder.read("data/train-00000.parquet"))
+    run, *_ = written
+    run.folder.write("data/train-00001.parquet", run.folder.read("data/train-00000.parquet"))
     with pytest.raises(PipelineError, match=r"train-00001\.parquet is damaged"):
-        load_split(folder, "train")
-    folder.remove("data/train-00001.parquet")
+        load_split(run, "train")
+    run.folder.remove("data/train-00001.parquet")
     with pytest.raises(PipelineError, match=r"train-00001\.parquet does not exist"):
-        load_split(folder, "train")
+        load_split(run, "train")
 
 
 def test_an_empty_split_is_an_error(written):

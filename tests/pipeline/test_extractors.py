@@ -5,29 +5,33 @@ import pytest
 import torch
 
 from pipeline.config.errors import ConfigError, PipelineError
-from pipeline.config.load import load_config
+from pipeline.config.load import load_config, override
 from pipeline.judge.extractors import build_extractor, train_classifier
-from pipeline.store.data.shards import Images, read_dataset_manifest, write_split
-from pipeline.store.manifest import run_folder, run_stage
+from pipeline.store.data.shards import Images, write_split
+from pipeline.store.run import open_run
 
 
 def make_run(tmp_path, labels=True, shape=(1, 8, 8)):
     """A run with two classes of images that differ in brightness."""
-    config = load_config(None, [f"storage={tmp_path}", "evaluate.classifier_epochs=30"])
+    run = open_run(load_config(None, [f"storage={tmp_path}", "evaluate.classifier_epochs=30"]))
     rng = np.random.default_rng(0)
 
-    def work(run, _):
+    def work(_):
         names = []
         for split, n in (("train", 256), ("validation", 32), ("test", 64)):
             y = rng.integers(0, 2, n)
             x = (rng.integers(0, 100, (n, *shape)) + 120 * y[:, None, None, None]).astype(np.uint8)
-            names += write_split(run, split, x, y if labels else None, 1000)
+            names += write_split(run.folder, split, x, y if labels else None, 1000)
         classes = ["dark", "bright"] if labels else []
         return names, {"shape": list(shape), "counts": {"train": 256}, "classes": classes}
 
-    run_stage(config, "data", {}, work)
-    run = run_folder(config)
-    return run, config, read_dataset_manifest(run)
+    run.stage("data", {}, work)
+    return run
+
+
+def under(run, values):
+    """The run under a configuration with some keys changed."""
+    return run.with_config(override(run.config, values))
 
 
 def images(n=10, shape=(1, 8, 8)):
@@ -35,37 +39,36 @@ def images(n=10, shape=(1, 8, 8)):
 
 
 def test_classifier_is_trained_once_and_kept_with_accuracy_and_hash(tmp_path):
-    run, config, data = make_run(tmp_path)
-    first = build_extractor(run, config.evaluate, 0, data)
+    run = make_run(tmp_path)
+    first = build_extractor(run)
     assert first.figure == "FD-classifier"
     assert first.accuracy is not None
     assert first.accuracy > 0.95
     features = first(images())
     assert features.shape == (10, 64)
     assert features.dtype == torch.float64
-    written = run.filesystem.modified(run.path("evaluation/classifier.safetensors"))
-    again = build_extractor(run, config.evaluate, 0, data)
+    written = run.folder.filesystem.modified(run.folder.path("evaluation/classifier.safetensors"))
+    again = build_extractor(run)
     assert again.describe() == first.describe()
     assert torch.equal(again(images()), features)
-    assert run.filesystem.modified(run.path("evaluation/classifier.safetensors")) == written
+    assert run.folder.filesystem.modified(run.folder.path("evaluation/classifier.safetensors")) == written
 
 
 def test_a_damaged_classifier_is_refused_by_name(tmp_path):
-    run, config, data = make_run(tmp_path)
-    build_extractor(run, config.evaluate, 0, data)
-    run.write("evaluation/classifier.safetensors", b"garbage")
+    run = make_run(tmp_path)
+    build_extractor(run)
+    run.folder.write("evaluation/classifier.safetensors", b"garbage")
     with pytest.raises(PipelineError, match=r"evaluation/classifier\.safetensors is damaged"):
-        build_extractor(run, config.evaluate, 0, data)
+        build_extractor(run)
 
 
 def test_without_labels_auto_is_random_and_classifier_is_an_error(tmp_path):
-    run, config, data = make_run(tmp_path, labels=False)
-    extractor = build_extractor(run, config.evaluate, 0, data)
+    run = make_run(tmp_path, labels=False)
+    extractor = build_extractor(run)
     assert (extractor.figure, extractor.accuracy) == ("FD-random", None)
-    assert torch.equal(extractor(images()), build_extractor(run, config.evaluate, 5, data)(images()))
-    asked = config.evaluate.model_copy(update={"extractor": "classifier"})
+    assert torch.equal(extractor(images()), build_extractor(under(run, {"seed": 5}))(images()))
     with pytest.raises(ConfigError, match=r"needs labels.*evaluate\.extractor=inception"):
-        build_extractor(run, asked, 0, data)
+        build_extractor(under(run, {"evaluate.extractor": "classifier"}))
 
 
 @pytest.mark.parametrize("shape", [(1, 8, 8), (1, 28, 28), (3, 32, 32), (3, 64, 64)])
@@ -91,11 +94,9 @@ def inception_weights(tmp_path_factory):
 
 
 def test_inception_takes_weights_from_a_path_and_is_called_fid(tmp_path, inception_weights):
-    run, config, data = make_run(tmp_path)
-    settings = config.evaluate.model_copy(
-        update={"extractor": "inception", "inception_weights": str(inception_weights)}
-    )
-    extractor = build_extractor(run, settings, 0, data)
+    run = make_run(tmp_path)
+    asked = {"evaluate.extractor": "inception", "evaluate.inception_weights": str(inception_weights)}
+    extractor = build_extractor(under(run, asked))
     assert extractor.figure == "FID"
     features = extractor(images(2))
     assert features.shape == (2, 2048)
@@ -104,7 +105,7 @@ def test_inception_takes_weights_from_a_path_and_is_called_fid(tmp_path, incepti
 
 def test_inception_weights_that_would_be_unpickled_are_refused(tmp_path):
     pytest.importorskip("torch_fidelity")
-    run, config, data = make_run(tmp_path)
+    run = make_run(tmp_path)
 
     class Evil:
         def __reduce__(self):
@@ -113,6 +114,6 @@ def test_inception_weights_that_would_be_unpickled_are_refused(tmp_path):
     path = tmp_path / "evil.pth"
     torch.save({"weights": Evil()}, path)
     for file, message in ((path, "no plain tensor file"), (tmp_path / "missing.pth", "does not exist")):
-        settings = config.evaluate.model_copy(update={"extractor": "inception", "inception_weights": str(file)})
+        asked = {"evaluate.extractor": "inception", "evaluate.inception_weights": str(file)}
         with pytest.raises(ConfigError, match=message):
-            build_extractor(run, settings, 0, data)
+            build_extractor(under(run, asked))

@@ -10,18 +10,24 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from pipeline import prepare
 from pipeline.config.errors import PipelineError
 from pipeline.config.load import parse_config
 from pipeline.config.sections import DataConfig
-from pipeline.prepare import stage as prepare
-from pipeline.prepare.stage import cut_splits, run
+from pipeline.prepare import stage
+from pipeline.prepare.stage import cut_splits
 from pipeline.store.data.shards import SPLITS, load_split
 from pipeline.store.folder import sha256
-from pipeline.store.manifest import read_manifest, run_folder
+from pipeline.store.run import open_run
 
 
 def config(tmp_path, seed=0, **data):
     return parse_config({"name": "run", "storage": str(tmp_path / "runs"), "seed": seed, "data": data})
+
+
+def run(settings, force=False):
+    """`python -m pipeline.prepare`: every command opens the run anew."""
+    return prepare.run(open_run(settings), force)
 
 
 @pytest.fixture
@@ -35,11 +41,13 @@ def pictures(tmp_path):
     return folder
 
 
-def shades(folder):
-    return {split: load_split(folder, split).pixels[:, 0, 0, 0].tolist() for split in SPLITS}
+def shades(settings):
+    opened = open_run(settings)
+    return {split: load_split(opened, split).pixels[:, 0, 0, 0].tolist() for split in SPLITS}
 
 
-def files(folder):
+def files(settings):
+    folder = open_run(settings).folder
     return {name: folder.read(name) for name in folder.files("data/*.parquet")}
 
 
@@ -54,14 +62,15 @@ def test_digits_end_to_end(tmp_path, capsys):
     assert sum(info["label_counts"].values()) == 1797
     assert info["label_counts"]["0"] == 178
     assert (info["skipped"], info["skipped_count"]) == ([], 0)
-    folder = run_folder(settings)
-    assert read_manifest(folder, "data", "") == manifest
+    opened = open_run(settings)
+    folder = opened.folder
+    assert opened.manifest("data") == manifest
     groups = [f"data/row_groups/{split}.json" for split in ("test", "train", "validation")]
     assert sorted(manifest.outputs) == [*groups, *folder.files("data/*.parquet")]
     assert len([name for name in manifest.outputs if "train-" in name]) == 3
     for name, entry in manifest.outputs.items():
         assert sha256(folder.read(name)) == entry["sha256"]
-    train = load_split(folder, "train")
+    train = load_split(opened, "train")
     assert train.pixels.shape == (1294, 1, 8, 8)
     assert info["pixel_mean"] == pytest.approx(train.pixels.double().mean().item() / 255, abs=1e-12)
     assert len(set(train.labels[:50].tolist())) > 5  # shuffled, not sorted by class
@@ -97,8 +106,8 @@ def test_the_seed_fixes_the_splits(tmp_path, pictures):
     run(first := config(tmp_path / "1", source="folder", path=str(pictures)))
     run(again := config(tmp_path / "2", source="folder", path=str(pictures)))
     run(other := config(tmp_path / "3", seed=1, source="folder", path=str(pictures)))
-    assert files(run_folder(first)) == files(run_folder(again))  # to the byte
-    one, two = shades(run_folder(first)), shades(run_folder(other))
+    assert files(first) == files(again)  # to the byte
+    one, two = shades(first), shades(other)
     assert sorted(chain(*one.values())) == sorted(chain(*two.values())) == [8 * number for number in range(30)]
     assert set(one["test"]) != set(two["test"])
     assert one["train"] != sorted(one["train"])
@@ -107,7 +116,7 @@ def test_the_seed_fixes_the_splits(tmp_path, pictures):
 def test_max_train_images_leaves_the_other_splits_alone(tmp_path, pictures):
     run(whole := config(tmp_path / "1", source="folder", path=str(pictures)))
     run(part := config(tmp_path / "2", source="folder", path=str(pictures), max_train_images=5))
-    whole_shades, part_shades = shades(run_folder(whole)), shades(run_folder(part))
+    whole_shades, part_shades = shades(whole), shades(part)
     assert part_shades["train"] == whole_shades["train"][:5]
     assert part_shades["test"] == whole_shades["test"]
     assert part_shades["validation"] == whole_shades["validation"]
@@ -144,7 +153,7 @@ def test_shards_of_an_earlier_run_go_away(tmp_path, pictures):
     many = run(settings)
     few = run(config(tmp_path, source="folder", path=str(pictures)))
     assert len(few.outputs) == 6 < len(many.outputs)
-    assert run_folder(settings).files("data/*.parquet") == [name for name in few.outputs if "parquet" in name]
+    assert open_run(settings).folder.files("data/*.parquet") == [name for name in few.outputs if "parquet" in name]
 
 
 def test_killed_in_the_middle_leaves_no_manifest(tmp_path, pictures, monkeypatch):
@@ -156,23 +165,23 @@ def test_killed_in_the_middle_leaves_no_manifest(tmp_path, pictures, monkeypatch
             raise KeyboardInterrupt
         return write_split(folder, split, *rest)
 
-    write_split = prepare.write_split
+    write_split = stage.write_split
     with monkeypatch.context() as patch:
-        patch.setattr(prepare, "write_split", die_at_test)
+        patch.setattr(stage, "write_split", die_at_test)
         with pytest.raises(KeyboardInterrupt):
             run(settings, force=True)
     with pytest.raises(PipelineError, match=r"has not finished: run `python -m pipeline\.prepare`"):
-        load_split(run_folder(settings), "train")
+        load_split(open_run(settings), "train")
     assert run(settings).info["counts"]["test"] == 6
-    assert len(load_split(run_folder(settings), "test").pixels) == 6
+    assert len(load_split(open_run(settings), "test").pixels) == 6
 
 
 def test_a_run_can_be_the_source_of_another(tmp_path, pictures):
     run(first := config(tmp_path / "1", source="folder", path=str(pictures)))
-    data = f"{run_folder(first).url}/data"
+    data = f"{open_run(first).folder.url}/data"
     info = run(second := config(tmp_path / "2", source="parquet", path=data)).info
     assert info["classes"] == ["a", "b"]
-    one, two = shades(run_folder(first)), shades(run_folder(second))
+    one, two = shades(first), shades(second)
     assert two["test"] == one["test"]
     assert sorted(two["train"]) == sorted(one["train"])
 

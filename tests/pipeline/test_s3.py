@@ -26,7 +26,7 @@ from pipeline.config.load import parse_config
 from pipeline.store.data import shards as dataset
 from pipeline.store.data.stored import StoredSplit
 from pipeline.store.folder import Folder
-from pipeline.store.manifest import read_manifest, run_folder, run_stage
+from pipeline.store.run import open_run
 
 SEARCH = ["tune.num_samples=3", "tune.num_images=200", "tune.draws=1", "tune.reports=2"]
 OUTAGE = 60.0  # seconds
@@ -68,6 +68,11 @@ def s3(tmp_path_factory):
             server.terminate()
             server.wait(timeout=10)
             s3fs.S3FileSystem.clear_instance_cache()
+
+
+def tiny(storage):
+    """The run that `processes.run` makes."""
+    return open_run(parse_config({"storage": str(storage), "name": "tiny"}))
 
 
 def objects(s3, prefix=""):
@@ -114,15 +119,15 @@ def test_what_another_process_writes_and_removes_is_seen(s3):
 
 def test_a_row_group_is_read_without_the_rest_of_its_shard(s3, monkeypatch):
     monkeypatch.setattr(dataset, "GROUP_BYTES", 100 * 3 * 32 * 32)
-    config = parse_config({"storage": "s3://runs/streams"})
+    opened = open_run(parse_config({"storage": "s3://runs/streams"}))
     images = np.random.default_rng(0).integers(0, 256, (1000, 3, 32, 32), dtype=np.uint8)
 
-    def work(folder, _):
+    def work(_):
         info = {"shape": [3, 32, 32], "counts": {"train": 1000}, "classes": []}
-        return dataset.write_split(folder, "train", images, None, 1000), info
+        return dataset.write_split(opened.folder, "train", images, None, 1000), info
 
-    run_stage(config, "data", {}, work)
-    stored = StoredSplit(run_folder(config), "train")
+    opened.stage("data", {}, work)
+    stored = StoredSplit(opened, "train")
     fetched = []
     fetch = s3fs.S3File._fetch_range
 
@@ -137,7 +142,7 @@ def test_a_row_group_is_read_without_the_rest_of_its_shard(s3, monkeypatch):
     requests = len(fetched)
     stored.read(stored.groups[5])
     assert len(fetched) - requests == 1  # the footer is known by now
-    run_folder(config).remove("data/train-00000.parquet")
+    opened.folder.remove("data/train-00000.parquet")
     with pytest.raises(PipelineError, match=r"s3://runs/streams/.*/data/train-00000\.parquet does not exist"):
         stored.read(stored.groups[5])
 
@@ -195,9 +200,9 @@ def test_every_stage_on_s3_with_two_workers_and_again_nothing(s3, monkeypatch):
         for stage in ("data", "train", "samples", "evaluation", "report"):
             assert f"{stage}: done" in out
         found = objects(s3, "all/tiny/")
-        folder = Folder("s3://runs/all/tiny")
+        finished = tiny("s3://runs/all")
         for stage in ("data", "train", "samples", "evaluation", "report"):
-            for name, entry in read_manifest(folder, stage, "").outputs.items():
+            for name, entry in finished.manifest(stage).outputs.items():
                 assert len(found[f"all/tiny/{name}"]) == entry["bytes"]
         epochs = [json.loads(line) for line in found["all/tiny/train/metrics.jsonl"].splitlines()]
         assert [line["epoch"] for line in epochs if line["phase"] == "autoencoder"] == [1, 2, 3, 4, 5, 6]
@@ -247,9 +252,9 @@ def test_bad_storage_delays_a_run_and_changes_nothing(s3, monkeypatch, tmp_path)
                 break
             Folder("s3://bad/tiny").read("model/config.json")
         assert set(proxy.met) >= set(FAULTS)
-        alone, through = Folder(str(tmp_path / "tiny")), Folder("s3://bad/tiny")
+        alone, through = tiny(tmp_path), tiny("s3://bad")
         for stage in ("data", "train", "samples"):
-            ours, theirs = (read_manifest(folder, stage, "").outputs for folder in (through, alone))
+            ours, theirs = (opened.manifest(stage).outputs for opened in (through, alone))
             assert set(ours) == set(theirs)
             same = [name for name in ours if name.endswith((".safetensors", ".parquet", "config.json", "grid.png"))]
             assert same

@@ -1,7 +1,10 @@
-"""Storage: whole files or none, hashes, and errors that name the file."""
+"""Storage: whole files or none, hashes, errors that name the file; the run that is made of them."""
 
 import os
 import stat
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 from fsspec.implementations.local import LocalFileSystem
@@ -9,7 +12,9 @@ from fsspec.implementations.local import LocalFileSystem
 from pipeline.config.errors import ConfigError, PipelineError
 from pipeline.config.load import parse_config
 from pipeline.store.folder import Folder, fingerprint, sha256
-from pipeline.store.manifest import run_stage
+from pipeline.store.run import open_run
+
+ROOT = Path(__file__).parents[2]
 
 
 def test_write_read_list_remove(tmp_path):
@@ -84,7 +89,9 @@ def test_a_storage_that_refuses_is_named(tmp_path, monkeypatch):
     """What a read-only file system says, also where the tests run as root."""
     (tmp_path / "file").write_bytes(b"")
     with pytest.raises(PipelineError, match=r"cannot write .*file/run/config\.yaml: Not a directory"):
-        run_stage(parse_config({"storage": str(tmp_path / "file"), "name": "run"}), "data", {}, lambda *_: ([], {}))
+        open_run(parse_config({"storage": str(tmp_path / "file"), "name": "run"})).stage(
+            "data", {}, lambda fingerprint: ([], {})
+        )
     folder = Folder(str(tmp_path))
 
     def refuse(*args, **kwargs):
@@ -163,3 +170,90 @@ def test_a_part_of_a_file_can_be_read(tmp_path):
         pass
     with pytest.raises(PipelineError, match=r"cannot read .*/a: gone"), folder.open("a"):
         raise OSError("gone")
+
+
+@pytest.fixture
+def run(tmp_path):
+    """A run with one finished stage."""
+    opened = open_run(parse_config({"storage": str(tmp_path), "name": "run", "seed": 3}), ("json",))
+
+    def work(fingerprint):
+        opened.folder.write("data/x", b"1")
+        return ["data/x"], {"shape": [1, 8, 6], "made_by": fingerprint}
+
+    opened.stage("data", {"a": 1}, work)
+    return opened
+
+
+def test_a_run_reads_each_manifest_once_and_anew_when_opened_anew(run):
+    first = run.manifest("data")
+    assert first.info["made_by"] == first.fingerprint
+    assert (run.data, run.shape) == (first, (1, 8, 6))
+    content = run.folder.read_json("data/manifest.json")
+    run.folder.write_json("data/manifest.json", content | {"info": {"shape": [3, 4, 4]}})
+    assert run.manifest("data") == first
+    other = run.with_config(parse_config({"seed": 4}))
+    assert (other.folder, other.plugins, other.config.seed) == (run.folder, run.plugins, 4)
+    assert other.manifest("data") == first
+    assert open_run(run.config).shape == (3, 4, 4)
+
+
+def test_a_stage_that_has_not_finished_or_is_no_manifest_names_the_command(run):
+    with pytest.raises(PipelineError, match=r"train/manifest\.json does not exist.* `python -m pipeline\.train`"):
+        run.manifest("train")
+    run.folder.write_json("train/manifest.json", {"stage": "train"})
+    with pytest.raises(PipelineError, match=r"train/manifest\.json is not a manifest: run the stage again with --f"):
+        run.manifest("train")
+
+
+def test_a_stage_works_again_when_its_inputs_or_its_outputs_are_not_what_they_were(run, capsys):
+    worked = []
+
+    def work(fingerprint):
+        worked.append(fingerprint)
+        run.folder.write("data/x", b"1")
+        return ["data/x"], {}
+
+    run.stage("data", {"a": 1}, work)
+    assert worked == []
+    run.stage("data", {"a": 2}, work)
+    assert len(worked) == 1
+    run.folder.write("data/x", b"longer")
+    run.stage("data", {"a": 2}, work)
+    run.folder.remove("data/x")
+    run.stage("data", {"a": 2}, work)
+    run.stage("data", {"a": 2}, work, force=True)
+    assert len(worked) == 4
+    assert len(set(worked)) == 1
+    assert capsys.readouterr().out.count("data: up to date, ") == 1
+
+
+def test_a_run_goes_to_another_process_with_its_plugins_first(run, tmp_path):
+    (tmp_path / "my_plugin.py").write_text(
+        "from ldcvae.variants import NETWORKS, Network\nNETWORKS.register(Network('tiny', None, None))\n"
+    )
+    (tmp_path / "send.py").write_text(
+        "import pickle, sys\n"
+        "from pipeline.config.load import parse_config\n"
+        "from pipeline.config.plugins import load_plugins\n"
+        "from pipeline.store.run import open_run\n"
+        "load_plugins(['my_plugin'])\n"
+        f"config = parse_config({{'storage': {str(tmp_path)!r}, 'name': 'run', 'model': {{'network': 'tiny'}}}})\n"
+        "sys.stdout.buffer.write(pickle.dumps(open_run(config, ('my_plugin',))))\n"
+    )
+    receive = (
+        "import pickle, sys\n"
+        "run = pickle.load(sys.stdin.buffer)\n"
+        "print(run.config.model.network, run.plugins, run.folder.url, run.shape, run.has('train'))\n"
+    )
+
+    def python(*arguments, given=b""):
+        environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), str(tmp_path)])}
+        done = subprocess.run(
+            [sys.executable, *arguments], input=given, env=environment, capture_output=True, timeout=120
+        )
+        assert done.returncode == 0, done.stderr.decode()
+        return done.stdout
+
+    printed = python("-c", receive, given=python(str(tmp_path / "send.py"))).decode()
+    assert printed.split("\n")[0] == f"tiny ('my_plugin',) {run.folder.url} (1, 8, 6) False"

@@ -12,19 +12,20 @@ from test_faults import history, model_hash, registered
 
 from ldcvae.model import LDCVAE
 from ldcvae.training.autoencoder import AutoencoderPhase
+from ldcvae.training.encode import encode_split
+from ldcvae.training.feed import InMemory, make_feed
 from ldcvae.training.world import World
 from pipeline.config.errors import ConfigError, PipelineError
-from pipeline.config.load import load_config, parse_config
+from pipeline.config.load import load_config, override, parse_config
 from pipeline.store.checkpoint import load_state, save_state
 from pipeline.store.data import shards as dataset
 from pipeline.store.data import stream as feed
 from pipeline.store.data.shards import load_split, write_split
-from pipeline.store.data.splits import encode_split, labelled_images, some_images, training_images
+from pipeline.store.data.splits import labelled_images, some_images, training_images
 from pipeline.store.data.stored import StoredSplit
-from pipeline.store.data.stream import InMemory, Streamed, make_feed
-from pipeline.store.manifest import run_folder, run_stage
+from pipeline.store.data.stream import Streamed, StreamedSplit
 from pipeline.store.model import build_model
-from pipeline.train.worker import resolve_auto
+from pipeline.store.run import open_run
 
 N, SHAPE, GROUP = 203, (1, 8, 8), 10
 WINDOW = 35 * 64  # three row groups
@@ -39,26 +40,31 @@ SMALL = [
 
 
 @pytest.fixture
-def stored(tmp_path, monkeypatch):
-    """203 training images in 5 shards of up to 5 row groups; the pixels of image i are noise of seed i."""
+def opened(tmp_path, monkeypatch):
+    """A run with 203 training images in 5 shards of up to 5 row groups; the pixels of image i are noise of seed i."""
     monkeypatch.setattr(dataset, "GROUP_BYTES", GROUP * 64)
     monkeypatch.setattr(feed, "WINDOW_BYTES", WINDOW)
-    config = parse_config({"storage": str(tmp_path), "name": "run"})
+    opened = open_run(parse_config({"storage": str(tmp_path), "name": "run"}))
     images = np.random.default_rng(0).integers(0, 256, (N + 16, *SHAPE), dtype=np.uint8)
 
-    def work(run, _):
-        names = write_split(run, "train", images[:N], np.arange(N), 44)
-        names += write_split(run, "validation", images[N:], None, 44)
+    def work(_):
+        names = write_split(opened.folder, "train", images[:N], np.arange(N), 44)
+        names += write_split(opened.folder, "validation", images[N:], None, 44)
         counts = {"train": N, "validation": 16}
         return names, {"shape": list(SHAPE), "counts": counts, "classes": list(map(str, range(N)))}
 
-    run_stage(config, "data", {}, work)
-    return StoredSplit(run_folder(config), "train")
+    opened.stage("data", {}, work)
+    return opened
 
 
 @pytest.fixture
-def folder(stored):
-    return stored._run
+def stored(opened):
+    return StreamedSplit(opened, "train", 0)
+
+
+def holding(opened, memory_mb):
+    """The run opened anew, as with another `train.memory_mb`."""
+    return open_run(override(opened.config, {"train.memory_mb": memory_mb}))
 
 
 def streamed(stored, batch=6, rank=0, size=1, seed=0):
@@ -69,21 +75,21 @@ def epoch_of(source, steps, epoch=0):
     return torch.cat([source.batch(step).where for step in range(epoch * steps, (epoch + 1) * steps)])
 
 
-def test_shards_hold_several_row_groups_with_rows_and_checksums(stored):
+def test_shards_hold_several_row_groups_with_rows_and_checksums(stored, opened):
     assert stored.shape == (N, *SHAPE)
     assert [group.rows for group in stored.groups[:6]] == [10, 10, 10, 10, 4, 10]
     assert [group.first for group in stored.groups[:6]] == [0, 10, 20, 30, 40, 44]
     assert {group.shard for group in stored.groups} == {f"data/train-{number:05d}.parquet" for number in range(5)}
     assert stored.groups[5].number == 0
     pixels, labels = stored.read(stored.groups[5])
-    whole = load_split(stored._run, "train")
+    whole = load_split(opened, "train")
     assert torch.equal(torch.from_numpy(pixels.copy()), whole.pixels[44:54])
     assert labels.tolist() == whole.labels[44:54].tolist()
 
 
 @pytest.mark.parametrize("size", [1, 3])
-def test_every_image_once_an_epoch_over_all_ranks(stored, folder, size):
-    pixels = load_split(folder, "train").pixels
+def test_every_image_once_an_epoch_over_all_ranks(stored, opened, size):
+    pixels = load_split(opened, "train").pixels
     steps = N // 6
     for epoch in (0, 1):
         seen = []
@@ -122,9 +128,9 @@ def test_any_step_can_be_read_alone(stored, size):
 
 @pytest.mark.parametrize("size", [1, 3])
 @pytest.mark.parametrize("kind", ["memory", "streamed"])
-def test_batch_indices_name_the_images_of_all_ranks(stored, folder, kind, size):
-    images = load_split(folder, "train").pixels if kind == "memory" else stored
-    ranks = [make_feed(images, 6, World(rank, size), 0, 0) for rank in range(size)]
+def test_batch_indices_name_the_images_of_all_ranks(stored, opened, kind, size):
+    images = load_split(opened, "train").pixels if kind == "memory" else stored
+    ranks = [make_feed(images, 6, World(rank, size), 0) for rank in range(size)]
     assert isinstance(ranks[0], InMemory if kind == "memory" else Streamed)
     for step in (0, 7, 40):
         together = torch.cat([rank.batch(step).where for rank in ranks])
@@ -174,9 +180,9 @@ def damage(folder, group):
     folder.write(group.shard, dataset.encode_shard(images, labels, "train"))
 
 
-def test_a_changed_row_group_is_refused_by_name(stored, folder):
-    damage(folder, stored.groups[7])
-    fresh = StoredSplit(folder, "train")
+def test_a_changed_row_group_is_refused_by_name(stored, opened):
+    damage(opened.folder, stored.groups[7])
+    fresh = StoredSplit(opened, "train")
     with pytest.raises(PipelineError, match=r"train-00001\.parquet: row group 2 is damaged: sha256 .* with --force"):
         fresh.read(fresh.groups[7])
     fresh.read(fresh.groups[6])  # the others of the shard are whole
@@ -185,13 +191,13 @@ def test_a_changed_row_group_is_refused_by_name(stored, folder):
 
 
 @pytest.mark.parametrize("where", [4, 300, -5])
-def test_a_flipped_byte_is_refused_or_harmless(stored, folder, where):
-    whole = load_split(folder, "train").pixels
+def test_a_flipped_byte_is_refused_or_harmless(stored, opened, where):
+    whole = load_split(opened, "train").pixels
     shard = "data/train-00001.parquet"
-    content = bytearray(folder.read(shard))
+    content = bytearray(opened.folder.read(shard))
     content[where] ^= 255
-    folder.write(shard, bytes(content))
-    fresh, refused = StoredSplit(folder, "train"), []
+    opened.folder.write(shard, bytes(content))
+    fresh, refused = StoredSplit(opened, "train"), []
     for group in [group for group in fresh.groups if group.shard == shard]:
         try:
             pixels, _ = fresh.read(group)
@@ -203,43 +209,44 @@ def test_a_flipped_byte_is_refused_or_harmless(stored, folder, where):
     assert all("train-00001.parquet: row group " in message and "is damaged" in message for message in refused)
 
 
-def test_missing_shards_and_lists_are_named(stored, folder):
+def test_missing_shards_and_lists_are_named(stored, opened):
+    folder = opened.folder
     folder.remove("data/train-00002.parquet")
     with pytest.raises(PipelineError, match=r"train-00002\.parquet does not exist"):
-        epoch_of(streamed(StoredSplit(folder, "train")), N // 6)
+        epoch_of(streamed(StoredSplit(opened, "train")), N // 6)
     folder.write("data/row_groups/train.json", b"{}")
     with pytest.raises(PipelineError, match=r"row_groups/train\.json is damaged"):
-        StoredSplit(folder, "train")
+        StoredSplit(opened, "train")
     manifest = folder.read_json("data/manifest.json")
     del manifest["outputs"]["data/row_groups/train.json"]
     folder.write_json("data/manifest.json", manifest)
     with pytest.raises(PipelineError, match=r"cannot be streamed; run `python -m pipeline\.prepare` .* --force"):
-        training_images(folder, 0)
+        training_images(holding(opened, 0))
 
 
-def test_memory_mb_decides(stored, folder):
-    assert isinstance(training_images(folder, 0), StoredSplit)
-    assert isinstance(training_images(folder, 1), torch.Tensor)
-    manifest = folder.read_json("data/manifest.json")
+def test_memory_mb_decides(stored, opened):
+    assert isinstance(training_images(holding(opened, 0)), StoredSplit)
+    assert isinstance(training_images(holding(opened, 1)), torch.Tensor)
+    manifest = opened.folder.read_json("data/manifest.json")
     manifest["info"]["counts"]["train"] = 2**14 + 1  # 64 bytes each: one image more than 1 MiB
-    folder.write_json("data/manifest.json", manifest)
-    assert isinstance(training_images(folder, 1), StoredSplit)
-    assert isinstance(training_images(folder, 2), torch.Tensor)
+    opened.folder.write_json("data/manifest.json", manifest)
+    assert isinstance(training_images(holding(opened, 1)), StoredSplit)
+    assert isinstance(training_images(holding(opened, 2)), torch.Tensor)
 
 
-def test_some_images_are_a_fixed_choice(stored, folder, monkeypatch):
-    whole = load_split(folder, "train")
+def test_some_images_are_a_fixed_choice(stored, opened, monkeypatch):
+    whole = load_split(opened, "train")
     for images in (stored, whole.pixels):
         some = some_images(images, 57, 0, "floor")
         assert some.shape == (57, *SHAPE)
         assert torch.equal(some, some_images(images, 57, 0, "floor"))
         assert not torch.equal(some, some_images(images, 57, 1, "floor"))
         assert len(some_images(images, 1000, 0)) == N
-    monkeypatch.setattr("pipeline.training_images.WINDOW_BYTES", WINDOW)
-    labelled = labelled_images(folder, 0, 0, "classifier")
+    monkeypatch.setattr("pipeline.store.data.splits.WINDOW_BYTES", WINDOW)
+    labelled = labelled_images(holding(opened, 0), 0, "classifier")
     assert len(labelled.pixels) == WINDOW // 64  # nothing may be held: as many as a window has
     assert torch.equal(labelled.pixels, whole.pixels[labelled.labels])
-    assert torch.equal(labelled_images(folder, 1, 0).pixels, whole.pixels)
+    assert torch.equal(labelled_images(holding(opened, 1), 0).pixels, whole.pixels)
 
 
 def model() -> LDCVAE:
@@ -248,8 +255,8 @@ def model() -> LDCVAE:
 
 
 @pytest.mark.parametrize("size", [1, 3])
-def test_encodings_are_the_same_streamed_and_in_memory(stored, folder, size):
-    net, whole = model(), load_split(folder, "train").pixels
+def test_encodings_are_the_same_streamed_and_in_memory(stored, opened, size):
+    net, whole = model(), load_split(opened, "train").pixels
     expected = net.encodings(whole)
     for images in (whole, stored):
         parts = []
@@ -269,8 +276,7 @@ def test_encodings_are_the_same_streamed_and_in_memory(stored, folder, size):
 
 def phase(images, *overrides):
     config = load_config(None, [*SMALL, *overrides])
-    settings = resolve_auto(config.train, torch.device("cpu"), "mlp").model_copy(update={"memory_mb": 0})
-    return AutoencoderPhase(model(), images, torch.zeros(16, *SHAPE, dtype=torch.uint8), settings, World(), 0)
+    return AutoencoderPhase(model(), images, torch.zeros(16, *SHAPE, dtype=torch.uint8), config.train, World(), 0)
 
 
 def weights(one):
@@ -279,8 +285,8 @@ def weights(one):
 
 @pytest.mark.parametrize("kind", ["memory", "streamed"])
 @pytest.mark.parametrize("stop", [5, 12, 17, 31])  # of 12 steps an epoch
-def test_training_goes_on_at_any_step(tmp_path, stored, folder, kind, stop):
-    images = load_split(folder, "train").pixels if kind == "memory" else stored
+def test_training_goes_on_at_any_step(tmp_path, stored, opened, kind, stop):
+    images = load_split(opened, "train").pixels if kind == "memory" else stored
     straight = phase(images)
     assert list(straight.epochs()) == [1, 2, 3]
     assert straight.total == 36
@@ -308,9 +314,9 @@ def test_training_goes_on_at_any_step(tmp_path, stored, folder, kind, stop):
         assert 12 * 16 / record["images_per_s"] > before
 
 
-def test_streamed_and_held_images_train_alike(stored, folder):
+def test_streamed_and_held_images_train_alike(stored, opened):
     errors = []
-    for images in (stored, load_split(folder, "train").pixels):
+    for images in (stored, load_split(opened, "train").pixels):
         one = phase(images, "train.epochs=20")
         list(one.epochs())
         errors.append(one.history[-1]["reconstruction"])
@@ -325,9 +331,9 @@ def test_a_loss_that_is_not_finite_is_found_before_a_checkpoint_within_the_epoch
     assert len(bad.batch_indices(caught.value.step)) == 16
 
 
-def test_consistency_streams_but_does_not_stop_within_an_epoch(stored, folder):
+def test_consistency_streams_but_does_not_stop_within_an_epoch(stored, opened):
     results = []
-    for images in (stored, load_split(folder, "train").pixels):
+    for images in (stored, load_split(opened, "train").pixels):
         one = phase(images, "train.consistency=0.5", "train.epochs=2")
         list(one.epochs())
         results.append(one.history[-1]["loss"])
