@@ -19,6 +19,7 @@ from ldcvae import __version__
 from pipeline.config.errors import ConfigError, PipelineError
 from pipeline.config.load import describe_keys, load_config
 from pipeline.config.plugins import load_plugins
+from pipeline.store.lease import held
 from pipeline.store.run import open_run
 
 __all__ = ["SECTIONS", "main"]
@@ -54,14 +55,13 @@ def _keys(sections: Sequence[str] | None) -> str:
 
 
 class _Help(argparse.Action):
-    """--help and --help-all: the keys are described when they are asked for, those of plugins too."""
+    """--help and --help-all: the keys are described when they are asked for."""
 
     def __init__(self, sections: Sequence[str] | None = None, **named: Any):
         super().__init__(nargs=0, default=argparse.SUPPRESS, **named)
         self.sections = sections
 
-    def __call__(self, parser: argparse.ArgumentParser, options: Any, *_: Any) -> None:
-        load_plugins(getattr(options, "plugin", None) or ())
+    def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> None:
         parser.epilog = _keys(self.sections)
         parser.print_help()
         parser.exit()
@@ -71,18 +71,8 @@ def _doc(stage: str) -> str:
     return importlib.import_module(f"pipeline.{stage}").__doc__ or ""
 
 
-def _parser(stage: str) -> argparse.ArgumentParser:
-    called = os.path.basename(sys.argv[0])
-    parser = argparse.ArgumentParser(
-        prog=called if called.startswith("ldcvae-") else f"python -m pipeline.{stage}",
-        description=_doc(stage),
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        add_help=False,
-    )
-    parser.add_argument(
-        "--config", metavar="FILE", help="YAML file; without it the defaults, those of configs/digits.yaml"
-    )
-    parser.add_argument("--force", action="store_true", help="run even if inputs and config are unchanged")
+def _plugin_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(add_help=False)
     parser.add_argument(
         "--plugin",
         metavar="MODULE",
@@ -90,6 +80,22 @@ def _parser(stage: str) -> argparse.ArgumentParser:
         default=[],
         help="import a module that registers variants of your own, on every worker too (docs/plugins.md); repeatable",
     )
+    return parser
+
+
+def _parser(stage: str) -> argparse.ArgumentParser:
+    called = os.path.basename(sys.argv[0])
+    parser = argparse.ArgumentParser(
+        prog=called if called.startswith("ldcvae-") else f"python -m pipeline.{stage}",
+        description=_doc(stage),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        parents=[_plugin_parser()],
+        add_help=False,
+    )
+    parser.add_argument(
+        "--config", metavar="FILE", help="YAML file; without it the defaults, those of configs/digits.yaml"
+    )
+    parser.add_argument("--force", action="store_true", help="run even if inputs and config are unchanged")
     parser.add_argument("--version", action="version", version=f"ldcvae {__version__}")
     parser.add_argument(
         "-h", "--help", action=_Help, sections=SECTIONS[stage], help="this text, with the keys that the stage reads"
@@ -108,12 +114,15 @@ def main(stage: str, arguments: Sequence[str] | None = None) -> None:
         arguments: command line; None for `sys.argv`.
     """
     try:
+        # First of all: help and schema name their variants.
+        load_plugins(_plugin_parser().parse_known_args(arguments)[0].plugin)
         options = _parser(stage).parse_intermixed_args(arguments)
-        load_plugins(options.plugin)
         config = load_config(options.config, options.overrides)
         work: Callable[..., Any] = importlib.import_module(f"pipeline.{stage}").run
         _quiet()
-        work(open_run(config, tuple(options.plugin)), options.force)
+        run = open_run(config, tuple(options.plugin))
+        with held(run.folder, stage):
+            work(run, options.force)
     except ConfigError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)

@@ -62,7 +62,7 @@ def load_config(path: str | Path | None = None, overrides: Sequence[str] = ()) -
 
 def _find(path: Path) -> Path:
     """The file itself, or that of its name which was installed with the package, as configs/digits.yaml is."""
-    if path.exists() or path.is_absolute():
+    if path.exists() or path.parent != Path("configs"):
         return path
     # Beside the package (pip install --target) or under the environment.
     roots = (Path(__file__).parents[2], Path(sys.prefix))

@@ -7,9 +7,10 @@ import torch
 
 from ldcvae.training.encode import encode_split
 from ldcvae.training.world import keyed_generator
+from ldcvae.variants import GENERATORS
 from pipeline.judge.extractors import build_extractor
 from pipeline.judge.figures import DrawJudge, Judge
-from pipeline.judge.generators import fitted
+from pipeline.judge.generators import fitted, read_keys
 from pipeline.remote.connect import run_on_accelerator
 from pipeline.remote.progress import Display
 from pipeline.store.data.shards import load_split
@@ -81,12 +82,16 @@ def run(run: Run, force: bool = False) -> Manifest:
         names = ["evaluation/metrics.json", *files]
         return names, {"extractor": metrics["extractor"], "split": metrics["split"]}
 
-    depends_on = {
+    depends_on: dict[str, Any] = {
         "data": data.digest,
         "train": trained.digest,
         "seed": run.config.seed,
         "evaluate": run.config.evaluate.model_dump(mode="json"),
     }
+    # Of other sections only what a learnt generator's fit reads.
+    learnt = [record for name in run.config.evaluate.generators if (record := GENERATORS[name]).kind == "learnt"]
+    if keys := sorted({key for record in learnt for key in record.reads}):
+        depends_on["reads"] = read_keys(run.config, tuple(keys))
     return run.stage("evaluation", depends_on, work, force)
 
 

@@ -10,6 +10,7 @@ import json
 import os
 import re
 import tempfile
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -227,6 +228,37 @@ class Folder:
             except BaseException:
                 os.unlink(temporary)
                 raise
+
+    def create(self, name: str, content: bytes) -> bool:
+        """Write `name` unless it is there; whether it was written. Of several processes at once one succeeds.
+
+        Raises:
+            PipelineError: when the storage refuses.
+        """
+        with self._explained("create", name):
+            if self.is_local:
+                temporary = f".partial-{uuid.uuid4().hex}"
+                self.write(temporary, content)
+                try:
+                    os.link(self.path(temporary), self.path(name))
+                except FileExistsError:
+                    return False
+                finally:
+                    os.unlink(self.path(temporary))
+                return True
+            try:
+                self.filesystem.pipe_file(self.path(name), content, mode="create")
+            except FileExistsError:
+                return False
+            except (NotImplementedError, TypeError):  # a storage without conditional writes
+                if self.exists(name):
+                    return False
+                self.filesystem.pipe_file(self.path(name), content)
+            except Exception as error:
+                if "PreconditionFailed" in repr(error) or "412" in str(error):  # S3's answer, in its client's words
+                    return False
+                raise
+            return True
 
     def write_json(self, name: str, content: Any) -> None:
         """Write `content` as indented JSON."""

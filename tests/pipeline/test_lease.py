@@ -1,0 +1,130 @@
+"""One process at a time in a run's folder: two at once, dead holders, lost leases, S3."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+from processes import ROOT, finish, kill_driver, start, wait_for
+
+from pipeline.config.errors import PipelineError
+from pipeline.store import lease
+from pipeline.store.folder import Folder
+from pipeline.store.lease import LOCK, held
+
+
+@pytest.fixture
+def folder(tmp_path):
+    return Folder(str(tmp_path / "run"))
+
+
+def holder(folder, **changes):
+    """A lock as another machine's process would have left it."""
+    content = {"owner": "other", "machine": "elsewhere", "pid": 7, "born": "1", "what": "train", "since": "then"}
+    folder.write_json(LOCK, content | {"renewed": time.time()} | changes)
+
+
+def test_a_second_process_is_told_who_works_there(folder):
+    holder(folder)
+    with (
+        pytest.raises(PipelineError, match=r"in use: process 7 on elsewhere .* since then \(train\)"),
+        held(folder, "x"),
+    ):
+        pass
+    assert folder.read_json(LOCK)["owner"] == "other"
+
+
+def test_a_holder_that_is_not_renewed_is_dead_within_a_minute(folder):
+    assert lease.EXPIRY < 60
+    holder(folder, renewed=time.time() - lease.EXPIRY - 1)
+    with held(folder, "report"):
+        assert folder.read_json(LOCK)["what"] == "report"
+    assert not folder.exists(LOCK)
+
+
+def test_a_process_seen_dead_on_this_machine_is_followed_at_once(folder):
+    gone = subprocess.Popen([sys.executable, "-c", ""])
+    gone.wait()
+    holder(folder, machine=lease._machine(), pid=gone.pid, born="5")
+    with held(folder, "report"):
+        pass
+    # A process number that is used again is another process.
+    holder(folder, machine=lease._machine(), pid=os.getpid(), born="5")
+    with held(folder, "report"):
+        pass
+    holder(folder, machine=lease._machine(), pid=os.getpid(), born=lease._born(os.getpid()))
+    with pytest.raises(PipelineError, match="in use"), held(folder, "report"):
+        pass
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b'{"renewed": "soon"}', b"\xff"])
+def test_a_lock_that_cannot_be_read_is_nobodys(folder, content):
+    folder.write(LOCK, content)
+    with held(folder, "train"):
+        assert folder.read_json(LOCK)["what"] == "train"
+
+
+def test_a_holder_renews_and_one_that_lost_its_lease_stops(folder, monkeypatch, capsys):
+    monkeypatch.setattr(lease, "_RENEWED_EVERY", 0.05)
+    with held(folder, "train"):
+        first = folder.read_json(LOCK)["renewed"]
+        wait_for(lambda: folder.read_json(LOCK)["renewed"] > first, "renewal", 10)
+
+    def work():
+        with held(folder, "train"):
+            holder(folder)
+            time.sleep(20)
+
+    with pytest.raises(KeyboardInterrupt):
+        work()
+    assert "another process has taken over" in capsys.readouterr().err
+    assert folder.read_json(LOCK)["owner"] == "other"  # not ours to remove
+
+
+def test_of_many_at_once_one_gets_in(tmp_path):
+    code = (
+        "import sys, time\nfrom pipeline.store.folder import Folder\nfrom pipeline.store.lease import held\n"
+        "from pipeline.config.errors import PipelineError\ntry:\n    with held(Folder(sys.argv[1]), 'x'):\n"
+        "        print('in', flush=True); time.sleep(6)\nexcept PipelineError:\n    print('out')"
+    )
+    command = [sys.executable, "-c", code, str(tmp_path / "run")]
+    several = [
+        subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        for _ in range(6)
+    ]
+    said = sorted(process.communicate(timeout=60)[0].strip() for process in several)
+    assert said == ["in", *["out"] * 5]
+
+
+@pytest.mark.slow
+def test_the_same_command_twice_and_a_killed_one(tmp_path):
+    first = start("run", tmp_path)
+    wait_for(lambda: (tmp_path / "tiny" / LOCK).exists(), "lock")
+    _, err = finish(start("run", tmp_path), expect=1)
+    assert f"process {first.pid}" in err
+    assert "is in use" in err
+    _, err = finish(start("train", tmp_path, "seed=1"), expect=1)
+    assert "is in use" in err
+    wait_for(lambda: list((tmp_path / "tiny").glob("train/ray-*/*_*")), "first checkpoint")
+    kill_driver(first)
+    assert (tmp_path / "tiny" / LOCK).exists()
+    out, _ = finish(start("run", tmp_path))
+    assert "report: done" in out
+    assert not (tmp_path / "tiny" / LOCK).exists()
+    lines = [json.loads(line) for line in (tmp_path / "tiny/train/metrics.jsonl").read_text().splitlines()]
+    assert [line["epoch"] for line in lines if line["phase"] == "autoencoder"] == [1, 2, 3, 4, 5, 6]
+
+
+@pytest.mark.slow
+def test_ctrl_c_gives_the_run_back(tmp_path):
+    process = start("train", tmp_path)  # no data: waits for nothing, so let it fail
+    finish(process, expect=1)
+    assert not (tmp_path / "tiny" / LOCK).exists()
+    process = start("run", tmp_path)
+    wait_for(lambda: (tmp_path / "tiny/data/manifest.json").exists(), "data")
+    os.kill(process.pid, signal.SIGINT)
+    finish(process, expect=130)
+    assert not (tmp_path / "tiny" / LOCK).exists()
