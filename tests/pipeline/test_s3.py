@@ -26,6 +26,7 @@ from pipeline.config.load import parse_config
 from pipeline.store.data import shards as dataset
 from pipeline.store.data.stored import StoredSplit
 from pipeline.store.folder import Folder
+from pipeline.store.lease import held
 from pipeline.store.run import open_run
 
 SEARCH = ["tune.num_samples=3", "tune.num_images=200", "tune.draws=1", "tune.reports=2"]
@@ -102,6 +103,18 @@ def test_write_read_list_remove(s3):
     assert objects(s3, "files/") == {}
     with pytest.raises(PipelineError, match=r"s3://runs/files/deep/x\.bin does not exist"):
         folder.read("deep/x.bin")
+
+
+def test_of_two_that_create_a_file_one_succeeds(s3):
+    folder = Folder("s3://runs/created")
+    assert folder.create("lock", b"1")
+    assert not folder.create("lock", b"2")
+    assert folder.read("lock") == b"1"
+    with held(folder, "train"):
+        with pytest.raises(PipelineError, match="is in use"), held(folder, "report"):
+            pass
+        assert folder.exists("lock.json")
+    assert folder.files("*") == ["lock"]
 
 
 def test_what_another_process_writes_and_removes_is_seen(s3):
