@@ -73,7 +73,7 @@ def _evaluate(run: Run) -> tuple[dict[str, Any], tuple[str, ...]]:
 
 def run(run: Run, force: bool = False) -> Manifest:
     """See `pipeline.evaluate.run`."""
-    data, trained = run.data, run.manifest("train")
+    data, trained = run.made("data"), run.made("train")
 
     def work(_: str) -> tuple[list[str], dict[str, Any]]:
         metrics, files = run_on_accelerator(run.config, _evaluate, run)

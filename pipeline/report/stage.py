@@ -1,5 +1,6 @@
 """Gathers what a run has produced and writes its page."""
 
+import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
@@ -20,7 +21,7 @@ from pipeline.judge.pages.render import Entry, format_column, machine, render
 from pipeline.judge.pages.stored import stored_pictures
 from pipeline.report.plots import plane, training_curves
 from pipeline.store.data.shards import decode_shard, load_split
-from pipeline.store.history import read_history
+from pipeline.store.history import HISTORY_FILES, parse_history
 from pipeline.store.manifest import Manifest, say
 from pipeline.store.model import load_model
 from pipeline.store.run import STAGES, Run
@@ -117,11 +118,10 @@ def _planes(model: LDCVAE, images: Tensor, generator: torch.Generator) -> dict[s
 
 def _generated(run: Run, shape: Sequence[int], count: int) -> np.ndarray:
     """The first images that the sample stage wrote, (n, C, H, W) in [0, 1], n at most `count`."""
-    folder, manifest = run.folder, run.manifest("samples")
     images = np.empty((0, *shape), np.uint8)
-    for name in (name for name in sorted(manifest.outputs) if name.endswith(".parquet")):
+    for name in (name for name in sorted(run.manifest("samples").outputs) if name.endswith(".parquet")):
         if len(images) < count:
-            content = folder.read_verified(name, manifest.outputs[name]["sha256"])
+            content = run.output("samples", name)
             images = np.concatenate([images, decode_shard(content, shape)[0]])
     return images[:count] / 255
 
@@ -153,7 +153,7 @@ def _galleries(model: LDCVAE, samples: np.ndarray, test: Tensor, generator: torc
 @torch.inference_mode()
 def _make(run: Run, manifests: dict[str, Manifest]) -> tuple[list[str], dict[str, Any]]:
     config, folder = run.config, run.folder
-    metrics = folder.read_json("evaluation/metrics.json")
+    metrics = json.loads(run.output("evaluation", "evaluation/metrics.json"))
     model = load_model(run)
     test = load_split(run, "test").pixels
     some = test[torch.linspace(0, len(test) - 1, min(MAX_POINTS, len(test))).long()].float() / 255
@@ -162,7 +162,7 @@ def _make(run: Run, manifests: dict[str, Manifest]) -> tuple[list[str], dict[str
     names = _names(config, metrics["generators"])
     samples = _generated(run, test.shape[1:], config.report.images)
     galleries, planes = _galleries(model, samples, some, generator), _planes(model, some, generator)
-    curves = training_curves(read_history(folder))
+    curves = training_curves(parse_history(run.output("train", HISTORY_FILES[0])))
     pictures = [*galleries.values(), *planes.values(), *(p for phase in curves.values() for p in phase)]
     distances = None
     if fd := table["fd"]:
@@ -205,7 +205,7 @@ def _make(run: Run, manifests: dict[str, Manifest]) -> tuple[list[str], dict[str
 
 def run(run: Run, force: bool = False) -> Manifest:
     """See `pipeline.report.run`."""
-    manifests = {stage: run.manifest(stage) for stage in SHOWN}
+    manifests = {stage: run.made(stage) for stage in SHOWN}
     manifests |= {stage: run.manifest(stage) for stage in ("tune", "compare") if run.has(stage)}
     # The page shows the whole configuration, so all of it counts.
     depends_on = {"config": run.config.model_dump(mode="json")} | {key: m.digest for key, m in manifests.items()}

@@ -74,7 +74,7 @@ def _write_batch(job: dict[str, Any]) -> list[str]:
 def run(run: Run, force: bool = False) -> Manifest:
     """See `pipeline.sample.run`."""
     settings, folder = run.config.sample, run.folder
-    digest = run.manifest("train").digest
+    digest = run.made("train").digest
 
     def work(_: str) -> tuple[list[str], dict[str, Any]]:
         folder.remove("samples")

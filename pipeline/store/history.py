@@ -14,7 +14,7 @@ from tensorboard.summary.writer.record_writer import RecordWriter
 
 from pipeline.store.folder import Folder
 
-__all__ = ["HISTORY_FILES", "read_history", "write_history"]
+__all__ = ["HISTORY_FILES", "parse_history", "read_history", "write_history"]
 
 HISTORY_FILES = ("train/metrics.jsonl", "train/tensorboard/events.out.tfevents.0.ldcvae")
 
@@ -47,4 +47,9 @@ def read_history(folder: Folder) -> list[dict[str, Any]]:
     Raises:
         PipelineError: if it is not there.
     """
-    return [json.loads(line) for line in folder.read(HISTORY_FILES[0]).decode().splitlines()]
+    return parse_history(folder.read(HISTORY_FILES[0]))
+
+
+def parse_history(content: bytes) -> list[dict[str, Any]]:
+    """The records of that file's content."""
+    return [json.loads(line) for line in content.decode().splitlines()]

@@ -4,7 +4,7 @@ from typing import Any, NamedTuple
 
 from pipeline.store.folder import fingerprint
 
-__all__ = ["Manifest", "say"]
+__all__ = ["Manifest", "parse_manifest", "say"]
 
 
 class Manifest(NamedTuple):
@@ -32,6 +32,33 @@ class Manifest(NamedTuple):
     def digest(self) -> str:
         """Hash of the outputs' content: what the next stages depend on."""
         return fingerprint({name: entry["sha256"] for name, entry in self.outputs.items()})
+
+
+def parse_manifest(content: Any) -> Manifest:
+    """A manifest from what its JSON holds.
+
+    Raises:
+        ValueError: saying what is wrong with it.
+
+    Example:
+        >>> parse_manifest([1])
+        Traceback (most recent call last):
+        ValueError: it is no mapping
+    """
+    if not isinstance(content, dict):
+        raise ValueError("it is no mapping")
+    if missing := [name for name in Manifest._fields if name not in content]:
+        raise ValueError(f"it lacks {', '.join(missing)}")
+    if foreign := [name for name in content if name not in Manifest._fields]:
+        raise ValueError(f"it has unknown entries: {', '.join(map(str, foreign))}")
+    kinds = {"stage": str, "fingerprint": str, "outputs": dict, "info": dict, "versions": dict, "finished": str}
+    for name, kind in kinds.items():
+        if not isinstance(content[name], kind):
+            raise ValueError(f"its {name} is {content[name]!r}")
+    for name, entry in content["outputs"].items():
+        if not isinstance(entry, dict) or not {"bytes", "sha256"} <= set(entry):
+            raise ValueError(f"{name} has no size and sha256")
+    return Manifest(**content)
 
 
 def say(message: str) -> None:

@@ -79,9 +79,8 @@ def load_model(run: Run) -> LDCVAE:
     Raises:
         PipelineError: if `pipeline.train` has not finished or a file is damaged.
     """
-    manifest = run.manifest("train")
     with tempfile.TemporaryDirectory() as temporary:
         for name in MODEL_FILES:
-            content = run.folder.read_verified(name, manifest.outputs[name]["sha256"])
+            content = run.output("train", name)
             (Path(temporary) / Path(name).name).write_bytes(content)
         return LDCVAE.from_pretrained(temporary)

@@ -1,5 +1,6 @@
 """A run: its configuration, its folder, its plugins, and what its finished stages say of themselves."""
 
+import json
 import platform
 import time
 from collections.abc import Callable, Mapping
@@ -8,12 +9,12 @@ from datetime import UTC, datetime
 from importlib.metadata import version
 from typing import Any
 
-from pipeline.config.errors import PipelineError
+from pipeline.config.errors import ConfigError, PipelineError
 from pipeline.config.load import dump_yaml, parse_config
 from pipeline.config.plugins import load_plugins
 from pipeline.config.sections import Config
 from pipeline.store.folder import Folder, fingerprint, sha256
-from pipeline.store.manifest import Manifest, say
+from pipeline.store.manifest import Manifest, parse_manifest, say
 
 __all__ = ["STAGES", "Run", "open_run"]
 
@@ -72,7 +73,7 @@ class Run:
         """The manifest of a finished stage, read once.
 
         Raises:
-            PipelineError: if the stage has not finished, naming the command to run.
+            PipelineError: if the stage has not finished or its manifest is damaged, naming the command to run.
         """
         if stage not in self._manifests:
             if not self.has(stage):
@@ -81,13 +82,55 @@ class Run:
                     f"run `python -m pipeline.{STAGES[stage]}` with the same config first, or "
                     "`python -m pipeline.run` for all stages"
                 )
-            content = self.folder.read_json(f"{stage}/manifest.json")
-            if not isinstance(content, dict) or set(content) != set(Manifest._fields):
+            again = f"run `python -m pipeline.{STAGES[stage]} --force` with the same config"
+            try:
+                self._manifests[stage] = parse_manifest(self.folder.read_json(f"{stage}/manifest.json"))
+            except (PipelineError, ValueError) as error:
                 raise PipelineError(
-                    f"{self.folder.url}/{stage}/manifest.json is not a manifest: run the stage again with --force"
-                )
-            self._manifests[stage] = Manifest(**content)
+                    f"{self.folder.url}/{stage}/manifest.json is damaged ({error}), so nothing in {stage}/ can be "
+                    f"trusted: {again}"
+                ) from None
         return self._manifests[stage]
+
+    def made(self, stage: str) -> Manifest:
+        """The manifest of a finished stage that was made with this configuration.
+
+        Raises:
+            ConfigError: naming the keys in which the configurations differ.
+            PipelineError: as `manifest`.
+        """
+        manifest = self.manifest(stage)
+        here = _flat(self.config.model_dump(mode="json"))
+        there = _flat(manifest.info.get("made_with", {}))
+        differing = [
+            f"{key}: {value!r} there, {here[key]!r} here"
+            for key, value in there.items()
+            if key in here and here[key] != value
+        ]
+        if differing:
+            remedy = (
+                f"take that one (--config {self.folder.url}/config.yaml, or the same overrides), or make it anew "
+                f"with `python -m pipeline.{STAGES[stage]}` or `python -m pipeline.run`"
+            )
+            what = f"{self.folder.url}/{stage} was made with another configuration:"
+            raise ConfigError("\n  ".join([what, *differing, remedy]))
+        return manifest
+
+    def output(self, stage: str, name: str) -> bytes:
+        """Content of a file that a finished stage has written, refused unless it is what its manifest says.
+
+        Raises:
+            PipelineError: if it is missing, damaged or not the stage's.
+        """
+        manifest = self.manifest(stage)
+        if name not in manifest.outputs:
+            raise PipelineError(f"{self.folder.url}/{name} is not among the outputs of {stage}/manifest.json")
+        if not self.folder.exists(name):
+            raise PipelineError(
+                f"{self.folder.url}/{name} does not exist, although {stage}/manifest.json lists it: run "
+                f"`python -m pipeline.{STAGES[stage]} --force` with the same config"
+            )
+        return self.folder.read_verified(name, manifest.outputs[name]["sha256"])
 
     @property
     def data(self) -> Manifest:
@@ -144,11 +187,23 @@ class Run:
             outputs[name] = {"bytes": len(content), "sha256": sha256(content)}
         seconds = round(time.perf_counter() - started, 2)
         finished = datetime.now(UTC).isoformat(timespec="seconds")
+        # Without the seed: another one draws other images from the same model.
+        sections = {name for name, value in depends_on.items() if isinstance(value, dict)} & set(Config.model_fields)
+        made_with = {name: depends_on[name] for name in sorted(sections)}
+        info = info | {"made_with": json.loads(json.dumps(made_with))}
         manifest = Manifest(stage, wanted, outputs, info, _versions(), finished, seconds)
         self.folder.write_json(f"{stage}/manifest.json", manifest._asdict())
         self._manifests[stage] = manifest
         say(f"{stage}: done in {seconds:.0f} s, {self.folder.url}/{stage}")
         return manifest
+
+
+def _flat(content: Mapping[str, Any]) -> dict[str, Any]:
+    """Sections and their keys as dotted keys."""
+    flat: dict[str, Any] = {}
+    for name, value in content.items():
+        flat |= {f"{name}.{key}": item for key, item in value.items()} if isinstance(value, dict) else {name: value}
+    return flat
 
 
 def open_run(config: Config, plugins: tuple[str, ...] = ()) -> Run:

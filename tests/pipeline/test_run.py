@@ -125,3 +125,81 @@ def test_a_stage_without_its_inputs_names_the_command(tmp_path):
         _, err = run(stage, tmp_path, expect=1)
         assert f"python -m pipeline.{needed}" in err
         assert "Traceback" not in err
+
+
+@pytest.fixture(scope="module")
+def whole(finished):
+    """The storage, every stage made with the tiny configuration again, whatever tests before have changed."""
+    run("run", finished[0])
+    return finished[0]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("stage", "override", "told"),
+    [
+        (
+            "sample",
+            "model.latent_dim=33",
+            "train was made with another configuration:\n  model.latent_dim: 8 there, 33 here",
+        ),
+        ("evaluate", "sampler.steps=999", "sampler.steps: 60 there, 999 here"),
+        ("report", "train.epochs=999", "train.epochs: 6 there, 999 here"),
+        (
+            "report",
+            "evaluate.draws=7",
+            "evaluation was made with another configuration:\n  evaluate.draws: 2 there, 7 here",
+        ),
+        ("report", "sample.num_images=99", "samples was made with another configuration"),
+    ],
+)
+def test_a_configuration_that_is_not_the_runs_is_refused(whole, stage, override, told):
+    storage = whole
+    page = (storage / "tiny/report/index.html").read_bytes()
+    config = (storage / "tiny/config.yaml").read_bytes()
+    _, err = run(stage, storage, override, expect=2)
+    assert told in err
+    assert "config.yaml" in err
+    assert (storage / "tiny/report/index.html").read_bytes() == page
+    assert (storage / "tiny/config.yaml").read_bytes() == config
+
+
+@pytest.mark.slow
+def test_the_runs_own_configuration_is_taken(whole):
+    storage = whole
+    run("report", storage, "--config", str(storage / "tiny/config.yaml"))
+    out, _ = run("report", storage, "--config", str(storage / "tiny/config.yaml"))
+    assert "report: up to date" in out
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("file", "change", "told"),
+    [
+        (
+            "evaluation/metrics.json",
+            lambda old: old.replace(b'"fd": ', b'"fd": 1'),
+            "metrics.json is damaged: sha256",
+        ),
+        ("train/metrics.jsonl", lambda old: old + b"{}\n", "metrics.jsonl is damaged: sha256"),
+        ("train/metrics.jsonl", None, "metrics.jsonl does not exist, although train/manifest.json lists it"),
+        ("evaluation/manifest.json", lambda old: old[:50], "evaluation/manifest.json is damaged"),
+        ("evaluation/manifest.json", lambda old: b"[]", "evaluation/manifest.json is damaged (it is no mapping)"),
+        ("data/manifest.json", lambda old: old.replace(b'"outputs"', b'"output"'), "it lacks outputs"),
+    ],
+)
+def test_what_was_tampered_with_is_not_shown(whole, file, change, told):
+    storage = whole
+    path = storage / "tiny" / file
+    kept = path.read_bytes()
+    try:
+        if change is None:
+            path.unlink()
+        else:
+            path.write_bytes(change(kept))
+        _, err = run("report", storage, "--force", expect=1)
+        assert told in err
+        assert "--force" in err
+        assert "Traceback" not in err
+    finally:
+        path.write_bytes(kept)

@@ -16,12 +16,9 @@ def stored_pictures(run: Run) -> dict[str, Picture]:
         return {}
     manifest = run.manifest("tune")
 
-    def read(name: str) -> bytes:
-        return run.folder.read_verified(name, manifest.outputs[name]["sha256"])
-
     pictures = {}
     for name, alt in manifest.info["pictures"].items():
         dark = f"tune/{name}-dark.png"
-        both = read(f"tune/{name}.png"), read(dark) if dark in manifest.outputs else None
+        both = run.output("tune", f"tune/{name}.png"), run.output("tune", dark) if dark in manifest.outputs else None
         pictures[name] = Picture(f"search-{name}", *both, alt)
     return pictures

@@ -191,7 +191,7 @@ def load_split(run: Run, split: str) -> Images:
     pixels, labels = np.empty((0, *shape), np.uint8), []
     count = 0
     for name in shards:
-        file = pq.ParquetFile(io.BytesIO(run.folder.read_verified(name, manifest.outputs[name]["sha256"])))
+        file = pq.ParquetFile(io.BytesIO(run.output("data", name)))
         if name == shards[0]:  # no other is larger; what is never written to takes no memory
             pixels = np.empty((len(shards) * file.metadata.num_rows, *shape), np.uint8)
         for number in range(file.num_row_groups):  # by row groups, so that the whole is in memory once
