@@ -89,12 +89,15 @@ def stein_direction(
     at = ALL if normalise else rows
     queries, columns = particles[at], torch.arange(n, device=particles.device)[at]
     sums = [torch.zeros_like(queries) for _ in bandwidths]
-    masses: list[list[Tensor]] = [[] for _ in bandwidths]  # of each block
+    blocks = row_blocks(len(queries), n, _MATRICES, particles)
+    # Of each block, and made beforehand: what a block left between its freed matrices would keep them from being reused.
+    masses = particles.new_zeros(len(bandwidths), len(blocks))
     zero = particles.new_zeros(())
 
     # A scope of its own, so that one bandwidth's matrices are gone before the next one's are made.
-    def add(which: int, block: slice, squares: Tensor) -> None:
-        own, bandwidth = own_positions(columns[block]), bandwidths[which]
+    def add(which: int, number: int, squares: Tensor) -> None:
+        bandwidth, block = bandwidths[which], blocks[number]
+        own = own_positions(columns[block])
         value, slope = chosen.value(squares, bandwidth), chosen.slope(squares, bandwidth)
         if not self_term:
             value = value.index_put(own, zero)
@@ -102,17 +105,17 @@ def stein_direction(
         slope = slope.index_put(own, zero)
         sums[which][block] = value @ score + slope @ particles - slope.sum(1, keepdim=True) * queries[block]
         if normalise:
-            masses[which].append(value.sum())
+            masses[which, number] = value.sum()
 
     squares_of = distances_to(particles)
-    for block in row_blocks(len(queries), n, _MATRICES, particles):
+    for number, block in enumerate(blocks):
         squares = squares_of(queries[block])
         for which in range(len(bandwidths)):
-            add(which, block, squares)
+            add(which, number, squares)
     count = n if self_term else n - 1
     direction = torch.zeros_like(queries)
     for phi, mass in zip(sums, masses, strict=True):
-        direction += phi / (torch.stack(mass).sum() / n if normalise else count)
+        direction += phi / (mass.sum() / n if normalise else count)
     return (direction[rows] if normalise else direction) / len(bandwidths)
 
 

@@ -179,10 +179,9 @@ def drift(
 def _log_columns(parts: Iterable[Tensor], temperatures: Sequence[float | Tensor], like: Tensor) -> list[Tensor]:
     """Log-sum-exp over all rows of each temperature's logits, from blocks of rows of the distances (queries, 2n)."""
     # In double precision, since each block rounds once and there may be thousands.
-    nothing = like.new_full((1, 2 * len(like)), -float("inf"), dtype=torch.float64)
-    totals = [nothing] * len(temperatures)
+    totals = like.new_full((len(temperatures), 1, 2 * len(like)), -float("inf"), dtype=torch.float64)
     for distances in parts:
         for which, temperature in enumerate(temperatures):
             part = (distances / -temperature).logsumexp(0, keepdim=True)
             totals[which] = torch.logaddexp(totals[which], part.double())
-    return [total.to(like.dtype) for total in totals]
+    return list(totals.to(like.dtype))

@@ -273,7 +273,7 @@ n = 12288
 z, y = torch.randn(2, n, 16, generator=torch.Generator().manual_seed(0))
 score_difference(z[:64], y[:64], [1.0])
 before = megabytes("VmHWM")
-stein_direction(z, -z, [1.0], self_term=False, normalise=True)
+stein_direction(z, -z, [0.5, 1.0, 2.0], self_term=False, normalise=True)
 print(megabytes("VmHWM") - before)
 score_difference(z, y, [1.0], smooth=True)
 print(megabytes("VmHWM") - before)
