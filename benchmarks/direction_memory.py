@@ -2,10 +2,10 @@
 
     python benchmarks/direction_memory.py [--large] [--dense-gib 8]
 
-n particles, d = 16, three bandwidths, float32, each in a process of its own on one thread. "Dense" is the same formula
-in a single block, the operations of `tests/ldcvae/test_blocks.py`'s reference in their order. What would need more than
-`--dense-gib` is not run: its memory is then computed from the matrices alive at once, and marked with ≈. `--large` adds
-65,536 particles, which take minutes each.
+n particles, d = 16, three bandwidths, float32, each in a process of its own on one thread. "Dense" is the same
+formula in a single block, to the bit the reference of `tests/ldcvae/test_blocks.py`. What would need more than
+`--dense-gib` is not run: its memory is then computed from the matrices alive at once, and marked with ≈. `--large`
+adds 65,536 particles, which take minutes each.
 """
 
 import argparse

@@ -90,7 +90,7 @@ def stein_direction(
     queries, columns = particles[at], torch.arange(n, device=particles.device)[at]
     sums = [torch.zeros_like(queries) for _ in bandwidths]
     blocks = row_blocks(len(queries), n, _MATRICES, particles)
-    # Of each block, and made beforehand: what a block left between its freed matrices would keep them from being reused.
+    # Made beforehand: what a block left between its freed matrices would keep glibc from joining them.
     masses = particles.new_zeros(len(bandwidths), len(blocks))
     zero = particles.new_zeros(())
 
