@@ -17,12 +17,41 @@ from torch import Tensor
 __all__ = [
     "KERNELS",
     "Kernel",
+    "distances_to",
     "get_kernel",
     "mean_square_distance",
     "median_distance",
     "nearest_neighbour_distance",
+    "spread",
     "squared_distances",
 ]
+
+_MEDIAN_ROWS = 2048  # whose pairwise distances a median is taken over
+
+
+def distances_to(y: Tensor) -> Callable[[Tensor], Tensor]:
+    """`squared_distances(·, y)` for many blocks of queries: what depends on `y` alone is computed once.
+
+    Raises:
+        ValueError: if `y` is not a matrix.
+
+    Example:
+        >>> to_origin = distances_to(torch.tensor([[0.0, 0.0]]))
+        >>> to_origin(torch.tensor([[3.0, 4.0]]))
+        tensor([[25.]])
+    """
+    if y.ndim != 2:
+        raise ValueError(f"expected (m, d) points, got {tuple(y.shape)}")
+    centre = y.mean(0)
+    y = y - centre
+    norms = (y * y).sum(1)
+
+    def squares(x: Tensor) -> Tensor:
+        x = x - centre
+        products = torch.addmm(norms, x, y.T, alpha=-2.0)
+        return (products + (x * x).sum(1, keepdim=True)).clamp_(min=0.0)
+
+    return squares
 
 
 def squared_distances(x: Tensor, y: Tensor) -> Tensor:
@@ -45,10 +74,7 @@ def squared_distances(x: Tensor, y: Tensor) -> Tensor:
     """
     if x.ndim != 2 or y.ndim != 2 or x.shape[1] != y.shape[1]:
         raise ValueError(f"expected (n, d) and (m, d) points, got {tuple(x.shape)} and {tuple(y.shape)}")
-    centre = y.mean(0)
-    x, y = x - centre, y - centre
-    squares = torch.addmm((y * y).sum(1), x, y.T, alpha=-2.0)
-    return (squares + (x * x).sum(1, keepdim=True)).clamp_(min=0.0)
+    return distances_to(y)(x)
 
 
 @dataclass(frozen=True)
@@ -125,13 +151,26 @@ def _off_diagonal(squares: Tensor) -> Tensor:
     return squares.flatten()[1:].view(n - 1, n + 1)[:, :-1]
 
 
+def spread(x: Tensor, most: int = _MEDIAN_ROWS) -> Tensor:
+    """At most `most` rows of `x`, evenly spaced; `x` itself if it has no more.
+
+    Example:
+        >>> spread(torch.arange(5), most=2)
+        tensor([0, 3])
+    """
+    return x[:: max(1, -(-len(x) // most))]
+
+
 def median_distance(x: Tensor) -> Tensor:
     """Median pairwise distance of the rows of `x` (n, d), a 0-d tensor, in the units of `x`.
+
+    Of more than 2048 rows as many as that are taken, evenly spaced: all n² distances would not fit.
 
     Example:
         >>> float(median_distance(torch.tensor([[0.0], [1.0], [3.0]])))
         2.0
     """
+    x = spread(x)
     return _off_diagonal(squared_distances(x, x)).sqrt().median()
 
 
@@ -155,7 +194,7 @@ def nearest_neighbour_distance(x: Tensor, max_points: int = 4096) -> Tensor:
     """Median distance from a row of `x` to its nearest other row: the unit of the sampler's bandwidths.
 
     The figure depends on how many points there are, so it is taken over the first `max_points` rows: pass rows
-    in random order, and as many as the sampler has particles.
+    in random order, and as many as the sampler has particles. Memory is bounded by `max_points`, 128 MiB in float32.
 
     Args:
         x: (n, d) encoder draws in random order, n >= 2.

@@ -4,8 +4,9 @@ All directions estimate one population field, `φ(z) = E_{z'~q}[k(z', z) s(z') +
 `s = ∇ log p` the score of the target (Liu & Wang 2016, 1608.04471, eq. 8). Those here need the score;
 `ldcvae.directions.two_sample` has those that need draws of the target only.
 
-Everything is in matmul form: no (n, n, d) tensor is ever made. For data-parallel use each direction takes the
-whole particle set and `rows`, the slice of queries that this rank owns.
+Everything is in matmul form: no (n, n, d) tensor is ever made, and of the (n, n) matrices only a block of queries at
+a time (`ldcvae.directions.blocks`), so that memory grows with n and not with n². For data-parallel use each direction
+takes the whole particle set and `rows`, the slice of queries that this rank owns.
 """
 
 from collections.abc import Callable, Sequence
@@ -13,19 +14,20 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from ldcvae.directions.kernels import Kernel, get_kernel, squared_distances
+from ldcvae.directions.blocks import own_positions, row_blocks
+from ldcvae.directions.kernels import Kernel, distances_to, get_kernel, spread, squared_distances
 
 __all__ = [
     "ALL",
     "amortised_loss",
     "check_bandwidths",
-    "own_positions",
     "particle_direction",
     "stein_direction",
     "svgd",
 ]
 
 ALL = slice(None)
+_MATRICES = 6  # (queries, n), alive at the worst moment of `stein_direction`: in the slope of the Laplace kernel
 
 
 def check_bandwidths(bandwidths: Sequence[float | Tensor]) -> None:
@@ -36,12 +38,6 @@ def check_bandwidths(bandwidths: Sequence[float | Tensor]) -> None:
         # A tensor stays on its device: looking at its value would make the host wait for it.
         if not isinstance(bandwidth, Tensor) and not bandwidth > 0:
             raise ValueError(f"bandwidths must be positive, got {bandwidth}")
-
-
-def own_positions(n: int, rows: slice, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Positions of each query's own particle in the (queries, n) matrix."""
-    columns = torch.arange(n, device=device)[rows]
-    return torch.arange(len(columns), device=device), columns
 
 
 def stein_direction(
@@ -85,25 +81,41 @@ def stein_direction(
                 [ 0.2970]])
     """
     check_bandwidths(bandwidths)
-    kernel = get_kernel(kernel) if isinstance(kernel, str) else kernel
+    chosen = get_kernel(kernel) if isinstance(kernel, str) else kernel
     n = particles.shape[0]
     if not self_term and n < 2:
         raise ValueError("self_term=False needs at least 2 particles")
     # The kernel mass is a property of the whole set, so normalising needs all pairs on every rank.
     at = ALL if normalise else rows
-    queries = particles[at]
-    squares = squared_distances(queries, particles)
-    own, zero = own_positions(n, at, particles.device), particles.new_zeros(())
-    direction = torch.zeros_like(queries)
-    for bandwidth in bandwidths:
-        value, slope = kernel.value(squares, bandwidth), kernel.slope(squares, bandwidth)
+    queries, columns = particles[at], torch.arange(n, device=particles.device)[at]
+    sums = [torch.zeros_like(queries) for _ in bandwidths]
+    blocks = row_blocks(len(queries), n, _MATRICES, particles)
+    # Made beforehand: what a block left between its freed matrices would keep glibc from joining them.
+    masses = particles.new_zeros(len(bandwidths), len(blocks))
+    zero = particles.new_zeros(())
+
+    # A scope of its own, so that one bandwidth's matrices are gone before the next one's are made.
+    def add(which: int, number: int, squares: Tensor) -> None:
+        bandwidth, block = bandwidths[which], blocks[number]
+        own = own_positions(columns[block])
+        value, slope = chosen.value(squares, bandwidth), chosen.slope(squares, bandwidth)
         if not self_term:
             value = value.index_put(own, zero)
-        count = n if self_term else n - 1
         # slope · (zⱼ - zⱼ) is zero, but a cusped kernel's slope is huge there and rounding would not cancel.
         slope = slope.index_put(own, zero)
-        phi = value @ score + slope @ particles - slope.sum(1, keepdim=True) * queries
-        direction += phi / (value.sum() / n if normalise else count)
+        sums[which][block] = value @ score + slope @ particles - slope.sum(1, keepdim=True) * queries[block]
+        if normalise:
+            masses[which, number] = value.sum()
+
+    squares_of = distances_to(particles)
+    for number, block in enumerate(blocks):
+        squares = squares_of(queries[block])
+        for which in range(len(bandwidths)):
+            add(which, number, squares)
+    count = n if self_term else n - 1
+    direction = torch.zeros_like(queries)
+    for phi, mass in zip(sums, masses, strict=True):
+        direction += phi / (mass.sum() / n if normalise else count)
     return (direction[rows] if normalise else direction) / len(bandwidths)
 
 
@@ -182,7 +194,7 @@ def svgd(
         steps: number of updates.
         step_size: Adam's learning rate, decayed linearly to zero.
         bandwidths: fixed bandwidths, or None for the median rule `h² = median² / (2 log(n + 1))` of
-            1608.04471, renewed every step.
+            1608.04471, renewed every step and taken over 2048 evenly spaced particles at most.
         kernel: a `Kernel` or its name.
 
     Returns:
@@ -203,7 +215,8 @@ def svgd(
         points = z.detach()
         widths: Sequence[float | Tensor] | None = bandwidths
         if widths is None:
-            median = squared_distances(points, points).median()
+            some = spread(points)
+            median = squared_distances(some, some).median()
             widths = [(median / (2.0 * torch.log(torch.tensor(len(points) + 1.0)))).sqrt().clamp(min=1e-6)]
         z.grad = -stein_direction(points, score(points), widths, kernel)
         optimizer.step()

@@ -9,18 +9,22 @@ estimate:
     the same with a Laplace kernel whose weights are normalised over both axes, which keeps it stable in higher
     dimension (drifting models, 2602.04770).
 
-In matmul form, with `rows` as in `ldcvae.directions.stein`.
+In matmul form and by blocks of queries, with `rows` as in `ldcvae.directions.stein`.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor
 
-from ldcvae.directions.kernels import squared_distances
-from ldcvae.directions.stein import ALL, check_bandwidths, own_positions
+from ldcvae.directions.blocks import own_positions, row_blocks
+from ldcvae.directions.kernels import distances_to
+from ldcvae.directions.stein import ALL, check_bandwidths
 
 __all__ = ["drift", "score_difference"]
+
+# Matrices alive at the worst moment, (queries, n) and for drift (queries, 2n).
+_SCORE_MATRICES, _DRIFT_MATRICES = 5, 4
 
 
 def _check_counts(particles: Tensor, targets: Tensor) -> None:
@@ -76,15 +80,30 @@ def score_difference(
     _check_counts(particles, targets)
     # Smoothing averages the field over all particles, so then every rank needs the field at all of them.
     at = ALL if smooth else rows
-    own = own_positions(len(particles), at, particles.device)
+    n = len(particles)
+    queries, columns = particles[at], torch.arange(n, device=particles.device)[at]
     infinity = particles.new_full((), float("inf"))
-    to_particles = squared_distances(particles[at], particles)
-    to_targets = squared_distances(particles[at], targets).index_put(own, infinity)
-    to_others = to_particles.index_put(own, infinity)
+    between, across = distances_to(particles), distances_to(targets)
     direction = torch.zeros_like(particles[rows])
-    for bandwidth in bandwidths:
-        field = _mean_shift(to_targets, bandwidth, targets) - _mean_shift(to_others, bandwidth, particles)
-        direction += _mean_shift(to_particles[rows], bandwidth, field) if smooth else field
+    fields = [torch.zeros_like(queries) for _ in bandwidths] if smooth else []
+    blocks = row_blocks(len(queries), n, _SCORE_MATRICES, particles)
+    for block in blocks:
+        own = own_positions(columns[block])
+        to_particles = between(queries[block])
+        to_targets = across(queries[block]).index_put(own, infinity)
+        to_others = to_particles.index_put(own, infinity)
+        for i, bandwidth in enumerate(bandwidths):
+            field = _mean_shift(to_targets, bandwidth, targets) - _mean_shift(to_others, bandwidth, particles)
+            if smooth:
+                fields[i][block] = field
+            else:
+                direction[block] += field
+    if smooth:
+        queries, once = particles[rows], len(blocks) == 1
+        for block in [ALL] if once else row_blocks(len(queries), n, _SCORE_MATRICES, particles):
+            squares = to_particles[rows] if once else between(queries[block])
+            for bandwidth, field in zip(bandwidths, fields, strict=True):
+                direction[block] += _mean_shift(squares, bandwidth, field)
     return direction / len(bandwidths)
 
 
@@ -107,7 +126,7 @@ def drift(
         targets: (n, d) draws of the target, as many as particles.
         temperatures: T, in the units of the particles.
         rows: the queries j to return, by default all. The normalisation over columns needs all rows, so the
-            whole field is computed on every rank.
+            whole field is computed on every rank, and in two passes where it takes more than one block.
 
     Returns:
         (len(rows), d) direction.
@@ -123,19 +142,46 @@ def drift(
     check_bandwidths(temperatures)
     _check_counts(particles, targets)
     n = len(particles)
-    own = own_positions(n, ALL, particles.device)
+    columns = torch.arange(n, device=particles.device)
     infinity = particles.new_full((), float("inf"))
-    distances = torch.cat(
-        [squared_distances(particles, side).sqrt().index_put(own, infinity) for side in (targets, particles)],
-        dim=1,
-    )
-    direction = torch.zeros_like(particles)
-    for temperature in temperatures:
-        logits = distances / -temperature
-        log_rows, log_columns = logits.logsumexp(1, keepdim=True), logits.logsumexp(0, keepdim=True)
+    sides = distances_to(targets), distances_to(particles)
+    fields = [torch.zeros_like(particles) for _ in temperatures]
+    blocks = row_blocks(n, 2 * n, _DRIFT_MATRICES, particles)
+
+    def distances_of(block: slice) -> Tensor:
+        own, queries = own_positions(columns[block]), particles[block]
+        return torch.cat([side(queries).sqrt().index_put(own, infinity) for side in sides], dim=1)
+
+    # A scope of its own, so that one temperature's matrices are gone before the next one's are made.
+    def add(which: int, block: slice, distances: Tensor, log_columns: Tensor | None) -> None:
+        logits = distances / -temperatures[which]
+        log_rows = logits.logsumexp(1, keepdim=True)
+        log_columns = logits.logsumexp(0, keepdim=True) if log_columns is None else log_columns
         weights = torch.exp(logits - 0.5 * (log_rows + log_columns))
         of_targets, of_particles = weights[:, :n], weights[:, n:]
         field = (of_targets @ targets) * of_particles.sum(1, keepdim=True)
         field -= (of_particles @ particles) * of_targets.sum(1, keepdim=True)
+        fields[which][block] = field
+
+    every: list[Tensor | None] = [None] * len(temperatures)
+    if len(blocks) > 1:
+        every[:] = _log_columns(map(distances_of, blocks), temperatures, particles)
+    for block in blocks:
+        distances = distances_of(block)
+        for which, log_columns in enumerate(every):
+            add(which, block, distances, log_columns)
+    direction = torch.zeros_like(particles)
+    for field in fields:
         direction += field / field.square().mean().sqrt().clamp(min=1e-12)
     return direction[rows] / len(temperatures)
+
+
+def _log_columns(parts: Iterable[Tensor], temperatures: Sequence[float | Tensor], like: Tensor) -> list[Tensor]:
+    """Log-sum-exp over all rows of each temperature's logits, from blocks of rows of the distances (queries, 2n)."""
+    # In double precision, since each block rounds once and there may be thousands.
+    totals = like.new_full((len(temperatures), 1, 2 * len(like)), -float("inf"), dtype=torch.float64)
+    for distances in parts:
+        for which, temperature in enumerate(temperatures):
+            part = (distances / -temperature).logsumexp(0, keepdim=True)
+            totals[which] = torch.logaddexp(totals[which], part.double())
+    return list(totals.to(like.dtype))

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ldcvae.densities.kernel_mixture import KernelMixture
+from ldcvae.encodings import Encodings
 from ldcvae.losses import as_float
 from ldcvae.metrics.reconstruction import reconstruction_error
 from ldcvae.model import LDCVAE
@@ -20,6 +21,8 @@ from ldcvae.training.settings import AutoencoderSettings
 from ldcvae.training.world import World, keyed_generator
 
 __all__ = ["AutoencoderPhase", "resolve_auto"]
+
+_MOST_KERNELS = 4096  # of the learnt energy, all of which every latent of every step looks at
 
 
 def resolve_auto(settings: AutoencoderSettings, device: torch.device, network: nn.Module) -> AutoencoderSettings:
@@ -97,6 +100,7 @@ class AutoencoderPhase(Phase):
         self.encoder, self.decoder = world.wrap(encoder), world.wrap(decoder)
         # The learnt latent energy, renewed every epoch (consistency > 0 only).
         self._energy: KernelMixture | None = None
+        self._component: Tensor | None = None  # of each image: its kernel's number there, -1 for none
         self._elapsed = 0.0  # seconds of this epoch before the last yield
 
     @property
@@ -187,10 +191,11 @@ class AutoencoderPhase(Phase):
         step = svgd_step if config.objective == "svgd" else elbo_step
         score = None
         if (energy := self._energy) is not None:
+            component = where if self._component is None else self._component[where]
 
             def score(z: Tensor) -> Tensor:
                 # Leave-one-out: an image that saw its own kernel would be pulled towards where it already is.
-                return energy.score(z, exclude=where.repeat_interleave(particles))
+                return energy.score(z, exclude=component.repeat_interleave(particles))
 
         return step(
             self.encoder,
@@ -204,8 +209,17 @@ class AutoencoderPhase(Phase):
         )
 
     def _renew_energy(self) -> None:
-        """Kernel mixture over the current encodings, component i from image i; the floor keeps it from collapsing."""
+        """Kernel mixture over the current encodings, component i from image i; the floor keeps it from collapsing.
+
+        Of a large split 4,096 images have a kernel, others in each epoch and the same on all ranks.
+        """
         recent = encode_split(self.model, self.feed.images, self.world)
+        if (n := len(recent)) > _MOST_KERNELS:
+            generator = keyed_generator("cpu", self.seed, "kernels", self.epoch)
+            chosen = torch.randperm(n, generator=generator)[:_MOST_KERNELS].to(self.world.device)
+            self._component = torch.full((n,), -1, device=self.world.device)
+            self._component[chosen] = torch.arange(len(chosen), device=self.world.device)
+            recent = Encodings(recent.mean[chosen], recent.log_variance[chosen])
         self._energy = KernelMixture(recent.mean, recent.log_variance, self.config.consistency_floor)
 
     def validation_error(self) -> float:
