@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ldcvae.densities.covariances import base_fields
 from ldcvae.external import Decode, Encode, check_callables
 from ldcvae.losses import as_float
 from ldcvae.model import LDCVAE, LDCVAEConfig
@@ -187,14 +188,15 @@ def _components(settings: SamplerSettings) -> int:
 def _config(images: Tensor, sampler: SamplerSettings, latent_dim: int | None) -> LDCVAEConfig:
     """Networks that suit the images: those of the pipeline's defaults for tiny ones, convolutions for larger ones."""
     tiny = max(images.shape[2:]) < 16
+    dim = latent_dim or (8 if tiny else 16)
     return LDCVAEConfig(
         image_shape=_shape(images),
-        latent_dim=latent_dim or (8 if tiny else 16),
+        latent_dim=dim,
         width=128 if tiny else 32,
         depth=2 if tiny else 1,
         sampler_width=sampler.width,
         sampler_depth=sampler.depth,
-        base_components=_components(sampler),
+        **base_fields(dim, _components(sampler)),
     )
 
 

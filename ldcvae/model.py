@@ -2,7 +2,7 @@
 
 import contextlib
 import os
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,48 +10,15 @@ import torch
 from huggingface_hub import PyTorchModelHubMixin
 from torch import Tensor, nn
 
+from ldcvae.config import LDCVAEConfig
+from ldcvae.densities.covariances import base_fields
+from ldcvae.densities.low_rank import scaled_noise
 from ldcvae.encodings import Encodings, Posterior, Whitening
 from ldcvae.external import CallableDecoder, CallableEncoder, Decode, Encode, ToLogits, check_networks
 from ldcvae.losses import LogDensity, as_float, gaussian_kl, reconstruction_loss, split_posterior
 from ldcvae.networks import SamplerNet, build_decoder, build_encoder
 
 __all__ = ["LDCVAE", "LDCVAEConfig"]
-
-
-@dataclass(frozen=True)
-class LDCVAEConfig:
-    """Everything that fixes the shapes and the meaning of the weights; saved as `config.json`.
-
-    Attributes:
-        image_shape: (C, H, W).
-        latent_dim: d.
-        network: name of a record in `ldcvae.variants.NETWORKS`, auto (by image size), or custom: given as modules.
-        width: hidden units (mlp) or channels of the first level.
-        depth: hidden layers (mlp, conv) or residual blocks a level (resnet).
-        likelihood: gaussian (squared error) or bernoulli (cross-entropy), summed over pixels.
-        inverse_temperature: lambda of the Gibbs posterior `exp(-lambda l(x, z)) exp(-|z|²/2)`.
-        sampler_width: hidden units of the sampler net.
-        sampler_depth: its residual layers.
-        base_components: components of the sampler's base mixture; 0 for N(0, I).
-        logits: network custom: whether the decoder gives logits; else images in [0, 1].
-    """
-
-    image_shape: tuple[int, int, int]
-    latent_dim: int = 16
-    network: str = "auto"
-    width: int = 32
-    depth: int = 1
-    likelihood: str = "gaussian"
-    inverse_temperature: float = 40.0
-    sampler_width: int = 256
-    sampler_depth: int = 3
-    base_components: int = 0
-    logits: bool = True
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "image_shape", tuple(self.image_shape))  # JSON has lists only
-        if self.likelihood not in ("gaussian", "bernoulli"):
-            raise ValueError(f"unknown likelihood {self.likelihood!r}: choose gaussian or bernoulli")
 
 
 class LDCVAE(
@@ -85,6 +52,7 @@ class LDCVAE(
     base_weights: Tensor
     base_means: Tensor
     base_scales: Tensor
+    base_noise: Tensor | None
 
     encoder: nn.Module
     decoder: nn.Module
@@ -119,7 +87,11 @@ class LDCVAE(
         self.sampler = SamplerNet(d, self.config.sampler_width, self.config.sampler_depth)
         self.register_buffer("base_weights", torch.full((k,), 1.0 / max(k, 1)))
         self.register_buffer("base_means", torch.zeros(k, d))
-        self.register_buffer("base_scales", torch.eye(d).repeat(k, 1, 1))
+        full = self.config.base_kind == "full"
+        # Of one draw: scales · ξ of (k, d, d); or of (k, d, r), then plus noise (k, d) · ξ'.
+        scales = torch.eye(d).repeat(k, 1, 1) if full else torch.zeros(k, d, self.config.base_rank)
+        self.register_buffer("base_scales", scales)
+        self.register_buffer("base_noise", None if full else torch.ones(k, d))
 
     @classmethod
     def from_networks(
@@ -158,9 +130,13 @@ class LDCVAE(
         return cls(config, encoder, decoder)
 
     def reset_sampler(self, width: int, depth: int, base_components: int) -> None:
-        """An untrained sampler net of another size, with a base mixture of so many components (0: N(0, I))."""
+        """An untrained sampler net of another size, with a base mixture of so many components (0: N(0, I)).
+
+        Their covariances are of the kind that suits d and their number.
+        """
         where = self.device
-        self.config = replace(self.config, sampler_width=width, sampler_depth=depth, base_components=base_components)
+        base = base_fields(self.config.latent_dim, base_components)
+        self.config = replace(self.config, sampler_width=width, sampler_depth=depth, **base)
         self._hub_mixin_config = self.config  # what save_pretrained writes
         self._build_sampler()
         self.to(where)
@@ -181,11 +157,23 @@ class LDCVAE(
         self.whitening_matrix.copy_(whitening.matrix)
         self.whitening_inverse.copy_(whitening.inverse)
 
-    def set_base(self, weights: Tensor, means: Tensor, covariances: Tensor) -> None:
-        """Fix the base mixture: (k,) weights, (k, d) means, (k, d, d) covariances, in whitened coordinates."""
+    def set_base(self, weights: Tensor, means: Tensor, spread: Tensor, variances: Tensor | None = None) -> None:
+        """Fix the base mixture, in whitened coordinates.
+
+        Args:
+            weights: (k,).
+            means: (k, d).
+            spread: (k, d, d) covariances where the config's `base_kind` is full, else (k, d, r) factors.
+            variances: (k, d) variances beside the factors, of the other kinds.
+        """
         self.base_weights.copy_(weights)
         self.base_means.copy_(means)
-        self.base_scales.copy_(torch.linalg.cholesky(covariances.double()))
+        if self.base_noise is None:
+            self.base_scales.copy_(torch.linalg.cholesky(spread.double()))
+        else:
+            assert variances is not None
+            self.base_scales.copy_(spread)
+            self.base_noise.copy_(variances.sqrt())
 
     def encode(self, images: Tensor) -> Posterior:
         """Posteriors of images (B, C, H, W) in [0, 1]: mean and log variance, (B, d) each.
@@ -240,11 +228,11 @@ class LDCVAE(
         where = generator.device if generator is not None else self.device
         component = torch.multinomial(self.base_weights.to(where), n, replacement=True, generator=generator)
         component = component.to(self.device)
-        if self.config.base_components > self.config.latent_dim:
-            return self.base_means[component] + (self.base_scales[component] @ noise[:, :, None])[:, :, 0]
-        # All k images of each draw, of which one is kept: for few components less than a gathered (n, d, d).
-        every = self.base_means[:, None] + noise @ self.base_scales.mT
-        return every[component, torch.arange(n, device=self.device)]
+        if self.base_noise is None:
+            return self.base_means[component] + scaled_noise(noise, self.base_scales, component)
+        draws = self.base_means[component] + self.base_noise[component] * noise
+        common = _normal((n, self.config.base_rank), generator, self.device)
+        return draws + scaled_noise(common, self.base_scales, component)
 
     def sample_latents(self, n: int, generator: torch.Generator | None = None) -> Tensor:
         """(n, d) latents: one forward pass of the sampler net."""

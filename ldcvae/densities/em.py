@@ -11,9 +11,10 @@ import torch
 from torch import Tensor
 from torch.nn.functional import one_hot
 
-__all__ = ["fit_mixture"]
+__all__ = ["fit_mixture", "start"]
 
 ROWS = 8192  # at a time: responsibilities of all rows would not fit beside a GPU's other work
+BLOCK_BYTES = 144 * 2**20  # of a block's features: all 8,192 rows up to d = 64, fewer where d² makes them wide
 
 
 def fit_mixture(
@@ -57,13 +58,15 @@ def fit_mixture(
     # Apple's GPUs have no float64, and in float32 second moments about the mean lose narrow components.
     where = torch.device("cpu") if z.device.type == "mps" else z.device
     data = z.detach().to(where, torch.float64)
-    labels = _start(data, components, seed)
+    labels = start(data, components, seed)
     centre = data.mean(0)
     data = data - centre
     ridge = max(ridge, 1e-10 * float(data.square().mean()))
-    d, blocks = data.shape[1], data.split(ROWS)
+    d = data.shape[1]
     totals = data.new_zeros(1 + d + d * (d + 1) // 2, components)
-    for rows, part in zip(blocks, labels.split(ROWS), strict=True):
+    size = min(ROWS, max(1, BLOCK_BYTES // (8 * len(totals))))
+    blocks = data.split(size)
+    for rows, part in zip(blocks, labels.split(size), strict=True):
         totals += _features(rows) @ one_hot(part, components).to(rows)
     last = -math.inf
     weights, means, covariances = _parameters(totals, d, ridge)
@@ -87,8 +90,8 @@ def fit_mixture(
     return weights.to(z), (means + centre).to(z), covariances.to(z)
 
 
-def _start(data: Tensor, components: int, seed: int) -> Tensor:
-    """(n,) labels of float64 rows by k-means, on their device."""
+def start(data: Tensor, components: int, seed: int) -> Tensor:
+    """(n,) labels of rows (n, d) by k-means, on their device."""
     from sklearn.cluster import KMeans  # here, because importing it takes a second
 
     labels = KMeans(components, n_init=1, random_state=seed).fit(data.cpu().numpy()).labels_
@@ -98,8 +101,14 @@ def _start(data: Tensor, components: int, seed: int) -> Tensor:
 def _features(rows: Tensor) -> Tensor:
     """(F, n): one, the d coordinates, and their products for i <= j. In rows, since gathering columns is slow."""
     z = rows.T.contiguous()
-    i, j = torch.triu_indices(len(z), len(z), device=z.device)
-    return torch.cat([torch.ones_like(z[:1]), z, z[i] * z[j]])
+    d = len(z)
+    features = z.new_ones(1 + d + d * (d + 1) // 2, z.shape[1])
+    features[1 : 1 + d] = z
+    first = 1 + d
+    for i in range(d):  # not z[i] * z[j] with all index pairs, whose gathered copies are as large as the features
+        torch.mul(z[i], z[i:], out=features[first : first + d - i])
+        first += d - i
+    return features
 
 
 def _parameters(totals: Tensor, d: int, ridge: float) -> tuple[Tensor, Tensor, Tensor]:

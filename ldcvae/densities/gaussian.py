@@ -7,7 +7,7 @@
 import copy
 import math
 from abc import ABC, abstractmethod
-from typing import Self
+from typing import Literal, Self
 
 import torch
 from torch import Tensor
@@ -189,6 +189,8 @@ class GaussianMixture(LatentDensity):
         >>> pair.score(torch.tensor([[4.0]]))
         tensor([[-1.]])
     """
+
+    kind: Literal["full"] = "full"  # the other kinds of covariances are `ldcvae.densities.low_rank`'s
 
     def __init__(self, weights: Tensor, means: Tensor, covariances: Tensor):
         k, d = means.shape if means.ndim == 2 else (0, 0)

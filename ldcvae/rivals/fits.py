@@ -5,8 +5,10 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from ldcvae.densities.gaussian import Gaussian, GaussianMixture
+from ldcvae.densities.covariances import DRAWN_NUMBERS
+from ldcvae.densities.gaussian import Gaussian
 from ldcvae.densities.kernel_mixture import KernelMixture
+from ldcvae.densities.low_rank import fit_gaussians
 from ldcvae.densities.mcmc import hmc, langevin
 from ldcvae.directions.kernels import nearest_neighbour_distance
 from ldcvae.rivals.fitting import Draw, Fitting
@@ -47,11 +49,11 @@ def gaussian(fitting: Fitting) -> Draw:
 
 
 def mixture(fitting: Fitting) -> Draw:
-    """A full-covariance mixture fitted to encoder draws; its setting is the number of components."""
+    """A mixture fitted to encoder draws, full covariances where d allows; its setting is the number of components."""
     components = int(fitting.setting) if fitting.setting is not None else fitting.budget.components
-    count = min(_FIT_DRAWS, max(10_000, len(fitting.encodings)))
+    count = min(_FIT_DRAWS, DRAWN_NUMBERS // fitting.dim, max(10_000, len(fitting.encodings)))
     draws = fitting.encodings.draw(count, fitting.generator("fit"))
-    return fitting.unwhitened(GaussianMixture.fit(fitting.whitening.whiten(draws), components, seed=0).sample)
+    return fitting.unwhitened(fit_gaussians(fitting.whitening.whiten(draws), components, seed=0).sample)
 
 
 def _gibbs_density(fitting: Fitting) -> KernelMixture:

@@ -7,7 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ldcvae.densities.covariances import draws_to_fit
 from ldcvae.densities.gaussian import GaussianMixture
+from ldcvae.densities.low_rank import fit_gaussians
 from ldcvae.directions.fields import Step
 from ldcvae.directions.kernels import nearest_neighbour_distance
 from ldcvae.directions.stein import amortised_loss
@@ -34,6 +36,9 @@ class SamplerPhase(Phase):
         world: this rank.
         seed: of draws.
         fused: fused Adam.
+
+    Attributes:
+        base_kind: covariances of the base mixture: full, low_rank or diagonal; normal where the base is N(0, I).
     """
 
     name = "sampler"
@@ -58,6 +63,7 @@ class SamplerPhase(Phase):
         self.direction = DIRECTIONS.find(config.direction)
         self.bandwidths = [self.unit * width for width in config.bandwidths]
         self.floor = float(self.unit * config.floor)
+        self.base_kind = model.config.base_kind if config.base == "gmm" else "normal"
         if config.base == "gmm":
             self._fit_base(first.shape[1])
         self.sampler = world.wrap(model.sampler)
@@ -67,11 +73,16 @@ class SamplerPhase(Phase):
         return keyed_generator(self.encodings.mean.device, self.seed, purpose, step)
 
     def _fit_base(self, dim: int) -> None:
-        # Enough draws for every component's covariance: with fewer the mixture fits those draws, not their law.
-        count = max(10_000, 20 * dim, 500 * self.config.base_components)
+        components, kind = self.config.base_components, self.base_kind
+        count = draws_to_fit(dim, components, kind)
         draws = self.encodings.draw(count, self._generator("base"), self.config.posterior_noise)
-        mixture = GaussianMixture.fit(self.model.whitening.whiten(draws), self.config.base_components, seed=self.seed)
-        self.model.set_base(mixture.weights, mixture.means, mixture.covariances)
+        white = self.model.whitening.whiten(draws)
+        del draws
+        base = fit_gaussians(white, components, self.seed, kind=kind, rank=self.model.config.base_rank)
+        if isinstance(base, GaussianMixture):
+            self.model.set_base(base.weights, base.means, base.covariances)
+        else:
+            self.model.set_base(base.weights, base.means, base.factors, base.variances)
 
     def _draw_targets(self, generator: torch.Generator) -> Tensor:
         draws = self.encodings.draw(self.config.particles, generator, self.config.posterior_noise)

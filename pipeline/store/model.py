@@ -9,6 +9,7 @@ from pathlib import Path
 
 from torch import nn
 
+from ldcvae.densities.covariances import base_fields
 from ldcvae.model import LDCVAE, LDCVAEConfig
 from pipeline.config.sections import Config
 from pipeline.store.folder import Folder
@@ -42,7 +43,7 @@ def build_model(config: Config, image_shape: tuple[int, int, int]) -> LDCVAE:
             inverse_temperature=config.train.inverse_temperature,
             sampler_width=sampler.width,
             sampler_depth=sampler.depth,
-            base_components=sampler.base_components if sampler.base == "gmm" else 0,
+            **base_fields(model.latent_dim, sampler.base_components if sampler.base == "gmm" else 0),
         )
     )
 

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
+from ldcvae.densities.covariances import base_note
 from ldcvae.model import LDCVAE
 from ldcvae.training.autoencoder import AutoencoderPhase
 from ldcvae.training.encode import encode_split
@@ -156,6 +157,10 @@ def train_worker(job: dict[str, Any]) -> dict[str, Any]:
         model.eval()
         encodings, held_out = (encode_split(model, images, world) for images in (train, validation))
         second = SamplerPhase(model, encodings, held_out, config.sampler, world, config.seed, bool(settings.fused))
+        if world.rank == 0 and second.base_kind in ("low_rank", "diagonal"):
+            base = model.config
+            note = base_note(base.latent_dim, base.base_components, base.base_kind, base.base_rank)
+            reporter.say(f"sampler: {note}")
         if state is not None:
             second.load(state["phase"])
         for _ in second.blocks(config.sampler.checkpoint_steps, progress):

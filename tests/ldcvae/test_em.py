@@ -1,4 +1,6 @@
-"""EM against scikit-learn's, step for step."""
+"""EM against scikit-learn's, step for step, and against its own form before blocks were bounded by bytes."""
+
+import math
 
 import pytest
 import torch
@@ -54,3 +56,59 @@ def test_a_component_far_from_all_others_takes_no_other_share() -> None:
     far = int(means[:, 0].argmax())
     assert float(weights[far]) == pytest.approx(0.25)
     torch.testing.assert_close(means[far], torch.full((2,), 1e4, dtype=torch.float64))
+
+
+def fit_in_fixed_blocks(z: torch.Tensor, components: int, seed: int) -> tuple[torch.Tensor, ...]:
+    """`fit_mixture` as it was in 0.2.0, word for word: 8,192 rows at a time, all products of coordinates gathered."""
+
+    def features_of(rows: torch.Tensor) -> torch.Tensor:
+        z = rows.T.contiguous()
+        i, j = torch.triu_indices(len(z), len(z), device=z.device)
+        return torch.cat([torch.ones_like(z[:1]), z, z[i] * z[j]])
+
+    data = z.detach().to(torch.float64)
+    labels = em.start(data, components, seed)
+    centre = data.mean(0)
+    data = data - centre
+    ridge = max(1e-6, 1e-10 * float(data.square().mean()))
+    d, blocks = data.shape[1], data.split(8192)
+    totals = data.new_zeros(1 + d + d * (d + 1) // 2, components)
+    for rows, part in zip(blocks, labels.split(8192), strict=True):
+        totals += features_of(rows) @ torch.nn.functional.one_hot(part, components).to(rows)
+    last = -math.inf
+    weights, means, covariances = em._parameters(totals, d, ridge)
+    for _ in range(100):
+        coefficients = em._log_joint_coefficients(weights, means, covariances)
+        totals, likelihood = torch.zeros_like(totals), data.new_zeros(())
+        for rows in blocks:
+            features = features_of(rows)
+            log_joint = features.T @ coefficients
+            peak = log_joint.amax(1, keepdim=True)
+            shares = log_joint.sub_(peak).clamp_(min=-100.0).exp_()
+            sums = shares.sum(1, keepdim=True)
+            totals += features @ shares.div_(sums)
+            likelihood += (peak + sums.log()).sum()
+        weights, means, covariances = em._parameters(totals, d, ridge)
+        mean = float(likelihood) / len(data)
+        gain, last = mean - last, mean
+        if abs(gain) < 1e-3:
+            break
+    return weights.to(z), (means + centre).to(z), covariances.to(z)
+
+
+@pytest.mark.parametrize(("d", "components", "rows"), [(8, 10, 10_000), (16, 30, 9000), (1, 2, 50)])
+def test_blocks_that_fit_give_what_they_gave_to_the_bit(d: int, components: int, rows: int) -> None:
+    z = clusters(rows, d).float()
+    now, before = em.fit_mixture(z, components, seed=1), fit_in_fixed_blocks(z, components, seed=1)
+    assert all(torch.equal(a, b) for a, b in zip(now, before, strict=True))
+
+
+def test_wide_features_come_in_fewer_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    z = clusters(500, 6)
+    whole, seen, features = em.fit_mixture(z, 3), [], em._features
+    monkeypatch.setattr(em, "_features", lambda rows: seen.append(features(rows).nbytes) or features(rows))
+    monkeypatch.setattr(em, "BLOCK_BYTES", 10_000)
+    torch.testing.assert_close(em.fit_mixture(z, 3), whole)
+    assert len(seen) > 10
+    assert max(seen) <= 10_000
+    assert 8192 * 8 * (1 + 64 + 64 * 65 // 2) <= 144 * 2**20  # what was published keeps its blocks

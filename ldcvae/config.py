@@ -1,0 +1,51 @@
+"""What a model is: `LDCVAEConfig`, saved beside its weights. Import it from `ldcvae`."""
+
+from dataclasses import dataclass
+
+from ldcvae.densities.covariances import KINDS
+
+__all__ = ["LDCVAEConfig"]
+
+
+@dataclass(frozen=True)
+class LDCVAEConfig:
+    """Everything that fixes the shapes and the meaning of the weights; saved as `config.json`.
+
+    Attributes:
+        image_shape: (C, H, W).
+        latent_dim: d.
+        network: name of a record in `ldcvae.variants.NETWORKS`, auto (by image size), or custom: given as modules.
+        width: hidden units (mlp) or channels of the first level.
+        depth: hidden layers (mlp, conv) or residual blocks a level (resnet).
+        likelihood: gaussian (squared error) or bernoulli (cross-entropy), summed over pixels.
+        inverse_temperature: lambda of the Gibbs posterior `exp(-lambda l(x, z)) exp(-|z|²/2)`.
+        sampler_width: hidden units of the sampler net.
+        sampler_depth: its residual layers.
+        base_components: components of the sampler's base mixture; 0 for N(0, I).
+        logits: network custom: whether the decoder gives logits; else images in [0, 1].
+        base_kind: its covariances: full, low_rank or diagonal (`ldcvae.densities.covariances.base_fields`).
+        base_rank: their rank beside the diagonal, of kind low_rank.
+    """
+
+    image_shape: tuple[int, int, int]
+    latent_dim: int = 16
+    network: str = "auto"
+    width: int = 32
+    depth: int = 1
+    likelihood: str = "gaussian"
+    inverse_temperature: float = 40.0
+    sampler_width: int = 256
+    sampler_depth: int = 3
+    base_components: int = 0
+    logits: bool = True
+    base_kind: str = "full"
+    base_rank: int = 0
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "image_shape", tuple(self.image_shape))  # JSON has lists only
+        if self.likelihood not in ("gaussian", "bernoulli"):
+            raise ValueError(f"unknown likelihood {self.likelihood!r}: choose gaussian or bernoulli")
+        if self.base_kind not in KINDS:
+            raise ValueError(f"unknown base_kind {self.base_kind!r}: choose {', '.join(KINDS)}")
+        if (self.base_rank > 0) != (self.base_kind == "low_rank"):
+            raise ValueError(f"base_rank is {self.base_rank}: it is at least 1 for base_kind low_rank, else 0")

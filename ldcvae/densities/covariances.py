@@ -1,0 +1,109 @@
+"""What kind of covariances the components of a Gaussian mixture have: chosen by dimension and number, nothing else.
+
+So that two processes, today's and a resumed one, choose the same without having seen a latent.
+"""
+
+from typing import Any, Literal, NamedTuple
+
+__all__ = [
+    "KINDS",
+    "Covariances",
+    "Kind",
+    "base_fields",
+    "base_note",
+    "choose_covariances",
+    "covariance_kind",
+    "draws_to_fit",
+]
+
+Kind = Literal["full", "low_rank", "diagonal"]
+KINDS: tuple[Kind, ...] = ("full", "low_rank", "diagonal")
+
+FULL_DIM = 64  # 500 draws a component are 8 for each of its dimensions here, and fewer for each above
+FULL_NUMBERS = 2**22  # of all full covariances, K·d²; EM holds some copies in float64 (32 MiB each)
+FACTOR_NUMBERS = 2**20  # of all factors, K·d·r; an EM step takes 4 n K d r operations
+RANK = 32
+DRAWN_NUMBERS = 2**25  # n·d of the draws that a base of another kind is fitted to (128 MiB)
+
+
+class Covariances(NamedTuple):
+    """Kind of a mixture's covariances, and the rank r beside the diagonal (0 unless low_rank)."""
+
+    kind: Kind
+    rank: int
+
+
+def choose_covariances(dim: int, components: int) -> Covariances:
+    """The richest kind of covariances that its draws can fill and that stays cheap.
+
+    - full, (K, d, d), up to d = 64 and K·d² = 2²²: the sampler's base is fitted to 500 draws a component and more, so
+      that every dimension of a covariance has some eight draws at least;
+    - low_rank, a diagonal plus rank r = min(32, d/4), while its factors have K·d·r <= 2²⁰ numbers: with ten
+      components up to d = 3,276;
+    - diagonal beyond.
+
+    Args:
+        dim: d.
+        components: K >= 1.
+
+    Example:
+        >>> choose_covariances(64, 300), choose_covariances(512, 10)
+        (Covariances(kind='full', rank=0), Covariances(kind='low_rank', rank=32))
+    """
+    if dim <= FULL_DIM and components * dim * dim <= FULL_NUMBERS:
+        return Covariances("full", 0)
+    rank = min(RANK, max(1, dim // 4))
+    if components * dim * rank <= FACTOR_NUMBERS:
+        return Covariances("low_rank", rank)
+    return Covariances("diagonal", 0)
+
+
+def covariance_kind(dim: int, components: int) -> Kind:
+    """The kind that `choose_covariances` chooses.
+
+    Example:
+        >>> [covariance_kind(d, 10) for d in (8, 64, 65, 512, 4096)]
+        ['full', 'full', 'low_rank', 'low_rank', 'diagonal']
+    """
+    return choose_covariances(dim, components).kind
+
+
+def draws_to_fit(dim: int, components: int, kind: str) -> int:
+    """How many draws a sampler's base is fitted to: with too few a mixture fits those draws, not their law.
+
+    Full covariances get 20 draws a dimension and 500 a component. The others have few numbers a dimension, and
+    n·d <= 2²⁵ bounds the memory, though not below 20 draws a component.
+
+    Example:
+        >>> draws_to_fit(8, 10, "full"), draws_to_fit(16, 300, "full"), draws_to_fit(4096, 10, "diagonal")
+        (10000, 150000, 8192)
+    """
+    if kind == "full":
+        return max(10_000, 20 * dim, 500 * components)
+    return max(min(max(10_000, 500 * components), DRAWN_NUMBERS // dim), 20 * components)
+
+
+def base_fields(dim: int, components: int) -> dict[str, Any]:
+    """The fields of an `LDCVAEConfig` that say what the sampler's base of so many components (0: N(0, I)) is.
+
+    Example:
+        >>> base_fields(512, 10)
+        {'base_components': 10, 'base_kind': 'low_rank', 'base_rank': 32}
+    """
+    chosen = choose_covariances(dim, components) if components else Covariances("full", 0)
+    return {"base_components": components, "base_kind": chosen.kind, "base_rank": chosen.rank}
+
+
+def base_note(dim: int, components: int, kind: str, rank: int) -> str:
+    """A sentence on a base whose covariances are not full, for people.
+
+    Example:
+        >>> print(base_note(512, 10, "low_rank", 32))
+        base of 10 components with low-rank covariances (rank 32), as d = 512 is too much for full ones (at most 64)
+    """
+    name = f"low-rank covariances (rank {rank})" if kind == "low_rank" else "diagonal covariances"
+    if dim > FULL_DIM:
+        reason = f"d = {dim:,} is too much for full ones (at most {FULL_DIM})"
+    else:
+        reason = f"so many full ones at d = {dim} would be {components * dim * dim:,} numbers"
+    return f"base of {components:,} components with {name}, as {reason}"
