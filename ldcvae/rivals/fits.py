@@ -131,11 +131,11 @@ def sampler_net(fitting: Fitting) -> Draw:
     widths = fitting.budget.bandwidths.get(fitting.name, sampler.bandwidths)
     own = replace(sampler, direction=fitting.name, bandwidths=tuple(factor * width for width in widths))
     held_out = fitting.held_out if fitting.held_out is not None else fitting.encodings
-    phase = SamplerPhase(model, fitting.encodings, held_out, own, World(device=fitting.device), fitting.seed)
     state = fitting.kept.load() if fitting.kept is not None else None
     if state is not None:
         model.load_state_dict(state["model"])
-        phase.load(state["phase"])
+    world, begun = World(device=fitting.device), state["phase"] if state is not None else None
+    phase = SamplerPhase(model, fitting.encodings, held_out, own, world, fitting.seed, state=begun)
     for step in phase.blocks(own.checkpoint_steps):
         if fitting.kept is not None and step < phase.total:
             fitting.kept.save({"model": model.state_dict(), "phase": phase.state()}, step)

@@ -29,13 +29,15 @@ class SamplerPhase(Phase):
     """Phase 2: the sampler net, on frozen encodings; no image is touched.
 
     Args:
-        model: on its device; its whitening (and base) are fixed here.
+        model: on its device; its whitening (and base) are fixed here, by rank 0 for all.
         encodings: of the training images, the same on all ranks.
         validation: encodings of the validation images.
         config: settings of this phase.
         world: this rank.
         seed: of draws.
         fused: fused Adam.
+        state: of an earlier one, to go on from: nothing is fitted then, what it was fitted to stays. The model's own
+            weights, whitening and base are loaded by the caller.
 
     Attributes:
         base_kind: covariances of the base mixture: full, low_rank or diagonal; normal where the base is N(0, I).
@@ -52,25 +54,45 @@ class SamplerPhase(Phase):
         world: World,
         seed: int,
         fused: bool = True,
+        state: dict[str, Any] | None = None,
     ):
         super().__init__(model.sampler, config.steps, config.learning_rate, 0.0, config.ema, fused)
         started = time.perf_counter()
         self.model, self.config, self.world, self.seed = model, config, world, seed
         self.encodings, self.validation = encodings, validation
-        model.set_whitening(encodings.whitening())
-        first = self._draw_targets(self._generator("unit"))
-        self.unit = nearest_neighbour_distance(first) if config.bandwidth_unit == "neighbour" else torch.tensor(1.0)
+        self.base_kind = model.config.base_kind if config.base == "gmm" else "normal"
+        self.unit = torch.ones((), device=encodings.mean.device)
+        if state is not None and "unit" in state:
+            self.unit.copy_(state["unit"])
+        else:
+            # One rank for all, and never again: another kind of CPU, or number of them, would give other last bits.
+            if world.rank == 0:
+                self._fit(refit=state is None)
+            world.share([self.unit, *model.buffers()])
         self.direction = DIRECTIONS.find(config.direction)
         self.bandwidths = [self.unit * width for width in config.bandwidths]
         self.floor = float(self.unit * config.floor)
-        self.base_kind = model.config.base_kind if config.base == "gmm" else "normal"
-        if config.base == "gmm":
-            self._fit_base(first.shape[1])
         self.sampler = world.wrap(model.sampler)
         self.seconds = time.perf_counter() - started  # a base of hundreds of components takes as long as the net
+        if state is not None:
+            self.load(state)
 
     def _generator(self, purpose: str, step: int = 0) -> torch.Generator:
         return keyed_generator(self.encodings.mean.device, self.seed, purpose, step)
+
+    def _fit(self, refit: bool) -> None:
+        """Whitening, unit of bandwidths and base; only the unit for a checkpoint of 0.1, which does not hold it."""
+        if refit:
+            self.model.set_whitening(self.encodings.whitening())
+        first = self._draw_targets(self._generator("unit"))
+        if self.config.bandwidth_unit == "neighbour":
+            self.unit.copy_(nearest_neighbour_distance(first))
+        if refit and self.config.base == "gmm":
+            self._fit_base(first.shape[1])
+
+    def state(self) -> dict[str, Any]:
+        """Everything needed to go on from here; the model, which holds whitening and base, is the caller's."""
+        return super().state() | {"unit": self.unit}
 
     def _fit_base(self, dim: int) -> None:
         components, kind = self.config.base_components, self.base_kind

@@ -6,7 +6,7 @@ of the generators is a function of the position: a resumed run needs nothing but
 """
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 import torch
@@ -58,6 +58,12 @@ class World:
             raise ValueError(f"{count} rows do not divide evenly over {self.size} ranks")
         own = count // self.size
         return slice(self.rank * own, (self.rank + 1) * own)
+
+    def share(self, tensors: Iterable[Tensor]) -> None:
+        """Rank 0's values into the tensors of all ranks, in place: what is fitted once must not differ in a bit."""
+        if self.size > 1:
+            for tensor in tensors:
+                dist.broadcast(tensor, 0)
 
     def gather(self, part: Tensor) -> Tensor:
         """The parts of all ranks in rank order, without gradient: (size · n, …) from (n, …)."""

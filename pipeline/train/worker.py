@@ -156,13 +156,12 @@ def train_worker(job: dict[str, Any]) -> dict[str, Any]:
             del first
         model.eval()
         encodings, held_out = (encode_split(model, images, world) for images in (train, validation))
-        second = SamplerPhase(model, encodings, held_out, config.sampler, world, config.seed, bool(settings.fused))
+        fused, begun = bool(settings.fused), state["phase"] if state is not None else None
+        second = SamplerPhase(model, encodings, held_out, config.sampler, world, config.seed, fused, begun)
         if world.rank == 0 and second.base_kind in ("low_rank", "diagonal"):
             base = model.config
             note = base_note(base.latent_dim, base.base_components, base.base_kind, base.base_rank)
             reporter.say(f"sampler: {note}")
-        if state is not None:
-            second.load(state["phase"])
         for _ in second.blocks(config.sampler.checkpoint_steps, progress):
             if world.rank == 0:
                 write_best(

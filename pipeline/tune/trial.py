@@ -117,12 +117,12 @@ class _Running:
             encodings, held_out = (encode_split(self.model, images, world) for images in (train, validation))
             reconstruction = reconstruction_error(self.model.reconstruct, validation, world.device)
             offset = config.tune.reports
-        second = SamplerPhase(
-            self.model, encodings, held_out, config.sampler, world, config.seed, bool(config.train.fused)
-        )
+        begun = None
         if self.state is not None:
             self.model.load_state_dict(self.state["model"])
-            second.load(self.state["phase"])
+            begun = self.state["phase"]
+        fused = bool(config.train.fused)
+        second = SamplerPhase(self.model, encodings, held_out, config.sampler, world, config.seed, fused, begun)
         reports = config.tune.reports
         for step in second.blocks(math.ceil(config.sampler.steps / reports)):
             if step < config.sampler.steps:

@@ -14,7 +14,9 @@ from torch.nn.parallel import DistributedDataParallel
 
 from ldcvae.encodings import Encodings
 from ldcvae.model import LDCVAE
-from ldcvae.training.autoencoder import AutoencoderPhase
+from ldcvae.networks import build_encoder
+from ldcvae.training.autoencoder import AutoencoderPhase, resolve_auto
+from ldcvae.training.encode import encode_split
 from ldcvae.training.monitor import LossMonitor, NonFiniteLossError
 from ldcvae.training.phase import Cast
 from ldcvae.training.sampler import SamplerPhase
@@ -22,10 +24,8 @@ from ldcvae.training.world import World
 from pipeline.config.errors import PipelineError
 from pipeline.config.load import load_config
 from pipeline.store.checkpoint import load_state, save_state
-from pipeline.store.data.splits import encode_split
 from pipeline.store.folder import Folder
 from pipeline.store.model import build_model, write_best
-from pipeline.train.worker import resolve_auto
 
 SMALL = [
     "model.width=16",
@@ -53,20 +53,31 @@ def first_phase(*overrides: str, world: World | None = None, images: torch.Tenso
     config = load_config(None, SMALL + list(overrides))
     torch.manual_seed(config.seed)
     model = build_model(config, (1, 8, 8))
-    settings = resolve_auto(config.train, torch.device("cpu"), "mlp")
     images = pixels() if images is None else images
-    return AutoencoderPhase(model, images, pixels(16, seed=1), settings, world or World(), config.seed)
+    return AutoencoderPhase(model, images, pixels(16, seed=1), config.train, world or World(), config.seed)
 
 
-def second_phase(*overrides: str, world: World | None = None) -> SamplerPhase:
+def second_phase(
+    *overrides: str, world: World | None = None, kept: dict | None = None, other: float = 0.0
+) -> SamplerPhase:
+    """Phase 2, from a checkpoint where it is given; `other` is by how much this machine's encodings differ."""
     config = load_config(None, SMALL + list(overrides))
     torch.manual_seed(config.seed)
     model = build_model(config, (1, 8, 8))
     generator = torch.Generator().manual_seed(2)
     encodings, held_out = (
-        Encodings(torch.randn(n, 4, generator=generator).exp(), torch.full((n, 4), -2.0)) for n in (200, 50)
+        Encodings(torch.randn(n, 4, generator=generator).exp() * (1.0 + other), torch.full((n, 4), -2.0))
+        for n in (200, 50)
     )
-    return SamplerPhase(model, encodings, held_out, config.sampler, world or World(), config.seed)
+    if kept is not None:
+        model.load_state_dict(kept["model"])
+    begun = kept["phase"] if kept is not None else None
+    return SamplerPhase(model, encodings, held_out, config.sampler, world or World(), config.seed, state=begun)
+
+
+def fitted(phase: SamplerPhase) -> dict[str, torch.Tensor]:
+    """What phase 2 fits before its first step."""
+    return {"unit": phase.unit, **dict(phase.model.named_buffers())}
 
 
 def weights(phase) -> torch.Tensor:
@@ -105,12 +116,23 @@ def test_a_resumed_sampler_follows_the_same_path(tmp_path, base):
     killed = second_phase(*overrides)
     next(killed.blocks(10))
     save_state({"model": killed.model.state_dict(), "phase": killed.state()}, tmp_path)
-    resumed = second_phase(*overrides)
-    state = load_state(tmp_path)
-    resumed.model.load_state_dict(state["model"])
-    resumed.load(state["phase"])
+    resumed = second_phase(*overrides, kept=load_state(tmp_path))
     assert list(resumed.blocks(5)) == [15, 20]
     assert torch.equal(weights(resumed), weights(straight))
+
+
+def test_a_resumed_sampler_keeps_whitening_unit_and_base(tmp_path):
+    """On another machine or number of workers, encodings have other last bits: nothing is fitted anew."""
+    overrides = ("sampler.base=gmm", "sampler.base_components=2")
+    killed = second_phase(*overrides)
+    next(killed.blocks(10))
+    save_state({"model": killed.model.state_dict(), "phase": killed.state()}, tmp_path)
+    fresh = fitted(second_phase(*overrides, other=1e-3))
+    resumed = fitted(second_phase(*overrides, other=1e-3, kept=load_state(tmp_path)))
+    for name, tensor in fitted(killed).items():
+        assert torch.equal(resumed[name], tensor), name
+    assert not torch.equal(fresh["base_means"], resumed["base_means"])
+    assert not torch.equal(fresh["unit"], resumed["unit"])
 
 
 def test_a_damaged_checkpoint_is_refused(tmp_path):
@@ -158,6 +180,8 @@ def rank_main(rank: int, port: int, output: str) -> None:
     dist.init_process_group("gloo", rank=rank, world_size=2)
     world = World(rank, 2, torch.device("cpu"), DistributedDataParallel)
     results: dict = {name: one_step(name, world) for name in PHASES}
+    overrides = ("sampler.base=gmm", "sampler.base_components=2")
+    results["fitted"] = fitted(second_phase(*overrides, world=world, other=1e-3 * rank))
     encodings = encode_split(second_phase(world=world).model, pixels(7), world)
     results["encodings"] = (encodings.mean, encodings.log_variance)
     monitor = LossMonitor()
@@ -193,6 +217,12 @@ def test_one_process_and_two_give_equal_gradients_and_weights(two_ranks, name):
         torch.testing.assert_close(other_gradient, gradient, rtol=1e-4, atol=1e-6)
         torch.testing.assert_close(other_after, after, rtol=2e-3, atol=2e-4)
     assert (two_ranks[0][name][1] == two_ranks[1][name][1]).all()
+
+
+def test_ranks_share_one_whitening_unit_and_base(two_ranks):
+    alone = fitted(second_phase("sampler.base=gmm", "sampler.base_components=2"))
+    for name, tensor in alone.items():
+        assert all(torch.equal(two_ranks[rank]["fitted"][name], tensor) for rank in range(2)), name
 
 
 def test_ranks_encode_their_part_and_hold_the_whole(two_ranks):
@@ -306,13 +336,19 @@ def test_training_learns():
 
 def test_auto_settings_follow_the_device():
     config = load_config(None, []).train
-    cpu = resolve_auto(config, torch.device("cpu"), "conv")
+    conv, mlp = (build_encoder(name, (1, 8, 8), 4, 8, 1) for name in ("conv", "mlp"))
+    cpu = resolve_auto(config, torch.device("cpu"), conv)
     assert (cpu.bf16, cpu.channels_last, cpu.fused, cpu.compile) == (False, True, True, False)
-    assert resolve_auto(config, torch.device("cpu"), "mlp").channels_last is False
-    gpu = resolve_auto(config, torch.device("cuda"), "conv")
+    assert resolve_auto(config, torch.device("cpu"), mlp).channels_last is False
+    gpu = resolve_auto(config, torch.device("cuda"), conv)
     assert (gpu.bf16, gpu.compile) == (torch.cuda.is_bf16_supported(), True)
-    kept = resolve_auto(config.model_copy(update={"fused": False}), torch.device("cuda"), "conv")
+    kept = resolve_auto(config.model_copy(update={"fused": False}), torch.device("cuda"), conv)
     assert kept.fused is False
+    # The phase does it itself.
+    assert first_phase("train.channels_last=auto", "train.bf16=auto", "train.compile=auto").config == resolve_auto(
+        load_config(None, SMALL).train, torch.device("cpu"), mlp
+    )
+    assert first_phase("train.channels_last=auto", "model.network=conv").config.channels_last is True
 
 
 def test_bf16_computes_in_bfloat16_and_returns_float32():
@@ -335,8 +371,7 @@ def test_options_change_speed_not_results(option):
         config = load_config(None, SMALL + overrides)
         torch.manual_seed(0)
         model = build_model(config, (1, 8, 8))
-        settings = resolve_auto(config.train, torch.device("cpu"), "conv")
-        phase = AutoencoderPhase(model, pixels(), pixels(16, seed=1), settings, World(), 0)
+        phase = AutoencoderPhase(model, pixels(), pixels(16, seed=1), config.train, World(), 0)
         next(phase.epochs())
         results.append(weights(phase))
     tolerance = 0.02 if option == "bf16" else 2e-4
