@@ -1,4 +1,4 @@
-"""Peak memory and seconds of each direction of phase 2: all pairs at once (dense) against blocks of queries.
+"""Peak memory and CPU seconds of each direction of phase 2: all pairs at once (dense) against blocks of queries.
 
     python benchmarks/direction_memory.py [--large] [--dense-gib 8]
 
@@ -34,7 +34,7 @@ def resident(key: str) -> float:
 
 
 def measure(name: str, n: int, dense: bool) -> None:
-    """One direction once, in this process; prints by how much that raised its peak, and how long it took."""
+    """One direction once, in this process; prints by how much that raised its peak, and its CPU time."""
     torch.set_num_threads(1)
     if dense:
         blocks.BLOCK_BYTES = 2**60
@@ -49,9 +49,9 @@ def measure(name: str, n: int, dense: bool) -> None:
     }
     with torch.no_grad():
         directions[name](z[:64], y[:64])
-        before, started = resident("VmHWM"), time.perf_counter()
+        before, started = resident("VmHWM"), time.process_time()
         directions[name](z, y)
-    print(json.dumps([resident("VmHWM") - before, time.perf_counter() - started]))
+    print(json.dumps([resident("VmHWM") - before, time.process_time() - started]))
 
 
 def cell(name: str, n: int, dense: bool, limit_gib: float) -> str:
