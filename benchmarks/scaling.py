@@ -14,14 +14,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from pipeline.compare import stage as compare
+from ldcvae.variants import DIRECTIONS
+from pipeline import compare
 from pipeline.config.load import load_config
-from pipeline.store.manifest import run_folder
+from pipeline.store.run import open_run
 
 __all__ = ["compare_rows", "figure_cells"]
 
 CONFIG = Path(__file__).parents[1] / "configs" / "digits_study.yaml"
-DIRECTIONS = ("stein", "score_difference", "drift")
 FIGURES = (("fd", 1.0), ("mmd2", 1e3), ("sliced_wasserstein", 1.0))
 
 
@@ -34,8 +34,9 @@ def compare_rows(generators: Sequence[str], settings: Sequence[str]) -> dict[str
         "only": {},
     }
     config = config.model_copy(update={"compare": config.compare.model_copy(update=chosen)})
-    compare.run(config)
-    rows = run_folder(config).read_json("compare/results.json")["rows"]
+    run = open_run(config)
+    compare.run(run)
+    rows = run.folder.read_json("compare/results.json")["rows"]
     return {row["generator"]: row for row in rows}
 
 

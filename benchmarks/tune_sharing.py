@@ -12,36 +12,32 @@ import tempfile
 import time
 
 from ldcvae.training.world import World
+from pipeline import prepare
 from pipeline.config.load import load_config
-from pipeline.judge.extractors import build_extractor
-from pipeline.prepare import stage as prepare
+from pipeline.judge.figures import make_reference
 from pipeline.store.data.shards import load_split
-from pipeline.store.manifest import run_folder
 from pipeline.store.model import build_model
-from pipeline.tune.trial import Common, Shared, run_trial
+from pipeline.store.run import open_run
+from pipeline.tune.trial import Shared, Trial, run_trial
 
 DEFAULTS = ["model.network=conv", "model.width=32", "sampler.particles=256", "sampler.steps=1000"]
 
 
 def main() -> None:
     with tempfile.TemporaryDirectory() as storage:
-        config = load_config(None, [*DEFAULTS, *sys.argv[1:], f"storage={storage}"])
-        data = prepare.run(config)
-        run = run_folder(config)
-        shape = tuple(data.info["shape"])
+        run = open_run(load_config(None, [*DEFAULTS, *sys.argv[1:], f"storage={storage}"]))
+        prepare.run(run)
+        reference = make_reference(run, "validation")
         train, validation = (load_split(run, split).pixels for split in ("train", "validation"))
-        extractor = build_extractor(run, config.evaluate, config.seed, data)
-        model = build_model(config, shape)
+        model = build_model(run.config, run.shape)
         weights = {k: v for k, v in model.state_dict().items() if k.startswith(("encoder.", "decoder."))}
         # What the autoencoder has learnt changes nothing of what a trial costs.
         shared = Shared(weights, model.encodings(train), model.encodings(validation), 0.0)
         seconds = {}
         for number, (name, part) in enumerate((("sampler only", shared), ("both phases", None))):
-            job = {"config": config.model_dump(mode="json"), "run": run.url, "study": "bench", "number": number}
             reports: list[dict] = []
             started = time.perf_counter()
-            common = Common(shape, extractor, extractor(validation), part)
-            run_trial(job | {"threads": 1}, common, World(), reports.append)
+            run_trial(Trial(run, "bench", number, 1, reference, part), World(), reports.append)
             seconds[name] = time.perf_counter() - started
             assert reports[-1]["finished"], reports[-1]["failure"]
             print(f"{name}: {seconds[name]:.1f} s", flush=True)

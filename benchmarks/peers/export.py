@@ -20,15 +20,14 @@ from ldcvae.networks import choose_network
 from pipeline.config.errors import ConfigError, PipelineError
 from pipeline.config.load import load_config
 from pipeline.config.sections import Config
-from pipeline.store.data.shards import SPLITS, load_split, read_dataset_manifest
-from pipeline.store.folder import Folder
-from pipeline.store.manifest import run_folder
+from pipeline.store.data.shards import SPLITS, load_split
+from pipeline.store.run import Run, open_run
 
 __all__ = ["compared", "make_spec", "parse"]
 
 # wae_mmd: weight of MMD² relative to the reconstruction loss; rae_l2: of |z|²/2; vamp: pseudo-inputs.
 SETTINGS = {"wae_mmd": 10.0, "rae_l2": 1.0, "vamp": 100}
-DECAY = 1e-6  # RAE-L2's weight of the decoder's squared weights, as in ldcvae.baselines
+DECAY = 1e-6  # RAE-L2's weight of the decoder's squared weights, as in ldcvae.rivals.objectives
 SEEDS = [0, 1, 2]
 
 
@@ -52,9 +51,9 @@ def parse(doc: str | None, arguments: Sequence[str] | None = None, *, exporting:
     return parser.parse_intermixed_args(arguments)
 
 
-def compared(run: Folder) -> dict[str, Any] | None:
+def compared(run: Run) -> dict[str, Any] | None:
     """What `pipeline.compare` has found in this run; None if it has not."""
-    return run.read_json("compare/results.json") if run.exists("compare/results.json") else None
+    return run.folder.read_json("compare/results.json") if run.folder.exists("compare/results.json") else None
 
 
 def _chosen(wanted: Sequence[str]) -> dict[str, float]:
@@ -128,11 +127,9 @@ def make_spec(
 def main(arguments: Sequence[str] | None = None) -> None:
     options = parse(__doc__, arguments)
     try:
-        config = load_config(options.config, options.overrides)
-        run = run_folder(config)
-        manifest = read_dataset_manifest(run)
-        data = manifest.info | {"digest": manifest.digest}
-        spec = make_spec(config, data, compared(run), options.seeds, _chosen(options.set), options.keep)
+        run = open_run(load_config(options.config, options.overrides))
+        data = run.data.info | {"digest": run.data.digest}
+        spec = make_spec(run.config, data, compared(run), options.seeds, _chosen(options.set), options.keep)
         images = {split: load_split(run, split).pixels.numpy() for split in SPLITS}
     except (ConfigError, PipelineError) as error:
         sys.exit(f"error: {error}")

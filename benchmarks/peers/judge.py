@@ -18,14 +18,12 @@ from exchange import LABELS, SAMPLERS, cell, digest, read_images, read_json, wri
 from export import compared, parse
 from table import lines, markdown, rows
 
-from ldcvae.metrics.images import frechet_distance
 from pipeline.config.errors import ConfigError, PipelineError
 from pipeline.config.load import load_config
-from pipeline.config.sections import Config
-from pipeline.evaluate.stage import image_figures
 from pipeline.judge.extractors import Extractor, build_extractor
-from pipeline.store.data.shards import load_split, read_dataset_manifest
-from pipeline.store.manifest import run_folder
+from pipeline.judge.figures import Judge
+from pipeline.store.data.shards import load_split
+from pipeline.store.run import Run, open_run
 
 __all__ = ["judge", "measure"]
 
@@ -40,7 +38,7 @@ def measure(folder: Path, spec: Mapping[str, Any], extractor: Extractor, held_ou
     Raises:
         PipelineError: if a cell is missing or was made with another spec.
     """
-    real, found = extractor(held_out), {}
+    own, found = Judge(extractor, extractor(held_out), k, torch.device("cpu")), {}
     for name in LABELS:
         for seed in spec["seeds"]:
             path = cell(folder, "trained", name, seed)
@@ -50,11 +48,11 @@ def measure(folder: Path, spec: Mapping[str, Any], extractor: Extractor, held_ou
                 )
             images = _images(cell(folder, "reconstructions", name, seed))
             error = float((images.double() - held_out.double()).div(255.0).square().mean())
-            figures = {"mse": error, "fd": frechet_distance(extractor(images), real)}
+            figures = {"mse": error, "fd": own.distance(extractor(images))}
             cells = {f"{name}/reconstruction": figures}
             for sampler in SAMPLERS[name]:
                 features = extractor(_images(cell(folder, "samples", name, sampler, seed)))
-                cells[f"{name}/{sampler}"] = image_figures(features, real, k)
+                cells[f"{name}/{sampler}"] = own.figures(features)
             for key, values in cells.items():
                 for figure, value in values.items():
                     found.setdefault(key, {}).setdefault(figure, []).append(value)
@@ -68,7 +66,7 @@ def _mismatch(results: Mapping[str, Any], judged: Mapping[str, Any]) -> str | No
     return f"compare/results.json has another {', '.join(wrong)}" if wrong else None
 
 
-def judge(folder: Path, config: Config) -> dict[str, Any]:
+def judge(folder: Path, run: Run) -> dict[str, Any]:
     """Judge everything and write `peers.json` and `peers.md`.
 
     Raises:
@@ -76,16 +74,15 @@ def judge(folder: Path, config: Config) -> dict[str, Any]:
     """
     if not (folder / "spec.json").exists():
         raise PipelineError(f"{folder}/spec.json does not exist: run export.py first")
-    spec, run, settings = read_json(folder / "spec.json"), run_folder(config), config.evaluate
-    data = read_dataset_manifest(run)
-    if spec["data"] != data.digest:
-        raise PipelineError(f"{folder} was exported from other data than {run.url} holds: run export.py again")
+    spec, settings = read_json(folder / "spec.json"), run.config.evaluate
+    if spec["data"] != run.data.digest:
+        raise PipelineError(f"{folder} was exported from other data than {run.folder.url} holds: run export.py again")
     held_out = load_split(run, spec["split"]).pixels
-    extractor = build_extractor(run, settings, config.seed, data, config.train.memory_mb)
+    extractor = build_extractor(run)
     judged = {"extractor": extractor.sha256, "split": spec["split"], "num_images": spec["num_images"]}
     results, note = compared(run), None
     if results is None:
-        note = f"{run.url}/compare/results.json does not exist, so there is nothing of ours beside"
+        note = f"{run.folder.url}/compare/results.json does not exist, so there is nothing of ours beside"
     elif note := _mismatch(results, judged | {"neighbours": settings.neighbours}):
         results = None
     found = measure(folder, spec, extractor, held_out, settings.neighbours)
@@ -99,7 +96,7 @@ def judge(folder: Path, config: Config) -> dict[str, Any]:
 def main(arguments: Sequence[str] | None = None) -> None:
     options = parse(__doc__, arguments, exporting=False)
     try:
-        content = judge(options.folder, load_config(options.config, options.overrides))
+        content = judge(options.folder, open_run(load_config(options.config, options.overrides)))
     except (ConfigError, PipelineError) as error:
         sys.exit(f"error: {error}")
     for figure, reconstruction in (("fd", False), ("mse", True)):

@@ -12,7 +12,7 @@ from pythae.models.base.base_utils import ModelOutput
 from pythae.models.nn import BaseDecoder, BaseEncoder
 from torch import Tensor, nn
 
-from ldcvae.model import split_posterior
+from ldcvae.losses import split_posterior
 from ldcvae.networks import build_decoder, build_encoder
 
 __all__ = ["Decoder", "Encoder", "WeightedVAE", "WeightedVAMP", "build"]

@@ -1,4 +1,4 @@
-"""Mixtures of factor analysers and of diagonal Gaussians: against dense ones, autograd, planted truths and scikit-learn."""
+"""Mixtures of factor analysers and of diagonal Gaussians: against dense ones, autograd, planted truths, scikit-learn."""
 
 from typing import NamedTuple
 

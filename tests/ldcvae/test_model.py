@@ -60,7 +60,9 @@ def test_width_and_depth_change_the_size(name, shape):
 
 def test_auto_network_and_its_errors():
     assert [choose_network("auto", (1, s, s)) for s in (8, 28, 32, 64)] == ["mlp", "conv", "conv", "resnet"]
-    with pytest.raises(ValueError, match="mlp, conv, resnet"):
+    with pytest.raises(ValueError, match="unknown network 'transformer': choose mlp, conv, resnet"):
+        choose_network("transformer", (1, 8, 8))
+    with pytest.raises(ValueError, match=r"unknown network 'unet': did you mean resnet\?"):
         choose_network("unet", (1, 8, 8))
     with pytest.raises(ValueError, match="divisible by 4, got 30x30"):
         choose_network("conv", (1, 30, 30))

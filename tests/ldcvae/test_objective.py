@@ -4,9 +4,15 @@ import pytest
 import torch
 from torch import nn
 
-from ldcvae.densities.kernel_mixture import StandardNormal
-from ldcvae.model import LDCVAE, LDCVAEConfig, reconstruction_loss, split_posterior
-from ldcvae.objective import elbo_step, sampler_direction, svgd_step
+from ldcvae.densities.kernel_mixture import KernelMixture, StandardNormal
+from ldcvae.directions.fields import Step
+from ldcvae.directions.stein import stein_direction
+from ldcvae.directions.two_sample import drift, score_difference
+from ldcvae.losses import reconstruction_loss, split_posterior
+from ldcvae.model import LDCVAE, LDCVAEConfig
+from ldcvae.objective import elbo_step, svgd_step
+from ldcvae.training.settings import SamplerSettings
+from ldcvae.variants import DIRECTIONS
 
 PIXELS, DIM, LAMBDA = 16, 2, 60.0
 
@@ -133,9 +139,27 @@ def test_svgd_needs_two_particles():
         svgd_step(model.encoder, model.decoder, torch.rand(2, 1, 8, 8), torch.randn(2, 1, 3), inverse_temperature=1.0)
 
 
-def test_sampler_direction_names_the_choices():
-    z = torch.randn(4, 2)
-    with pytest.raises(ValueError, match="stein, score_difference or drift"):
-        sampler_direction("mmd", z, z, [torch.tensor(1.0)])
-    with pytest.raises(ValueError, match="needs the score"):
-        sampler_direction("stein", z, z, [torch.tensor(1.0)])
+def test_an_unknown_direction_is_answered_with_the_choices():
+    with pytest.raises(ValueError, match="unknown direction 'mmd': choose stein, score_difference, drift"):
+        DIRECTIONS.find("mmd")
+    with pytest.raises(ValueError, match="direction must be one of stein, score_difference, drift, got 'mmd'"):
+        SamplerSettings(direction="mmd")
+
+
+def test_directions_are_found_by_name_and_follow_their_settings():
+    particles, targets = torch.randn(2, 8, 2)
+    widths, floor, rows = [torch.tensor(0.5), torch.tensor(1.5)], 0.4, slice(2, 6)
+
+    def found(name, **settings):
+        step = Step(particles, targets, widths, floor, SamplerSettings(direction=name, **settings), rows)
+        return DIRECTIONS.find(name).field(step)
+
+    for smooth in (False, True):
+        expected = score_difference(particles, targets, widths, smooth=smooth, rows=rows)
+        torch.testing.assert_close(found("score_difference", smooth=smooth), expected)
+    torch.testing.assert_close(found("drift"), drift(particles, targets, widths, rows=rows))
+    # Stein needs the score of a latent energy, and makes it of the targets itself.
+    score = KernelMixture(targets, floor=floor).score(particles)
+    for kernel, self_term in (("rbf", False), ("imq", True)):
+        expected = stein_direction(particles, score, widths, kernel, self_term=self_term, normalise=True, rows=rows)
+        torch.testing.assert_close(found("stein", kernel=kernel, self_term=self_term), expected)

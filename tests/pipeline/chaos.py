@@ -22,8 +22,8 @@ import psutil
 from nodes import Nodes
 from processes import start
 
-from pipeline.store.folder import Folder
-from pipeline.store.manifest import read_manifest
+from pipeline.config.load import parse_config
+from pipeline.store.run import open_run
 
 EPOCHS, STEPS, EVERY = 400, 2000, 5
 RUN = [
@@ -148,11 +148,11 @@ class Chaos:
 
 def check(storage: Path) -> dict[str, float]:
     """Everything whole: artefacts by hash, history without gaps or duplicates; the last figures of both phases."""
-    folder = Folder(str(storage / "tiny"))
+    run = open_run(parse_config({"name": "tiny", "storage": str(storage)}))
     for stage in STAGES:
-        for name, entry in read_manifest(folder, stage, f"pipeline.{stage}").outputs.items():
-            folder.read_verified(name, entry["sha256"])
-    assert folder.files("model/*.safetensors") == ["model/model.safetensors"]
+        for name, entry in run.manifest(stage).outputs.items():
+            run.folder.read_verified(name, entry["sha256"])
+    assert run.folder.files("model/*.safetensors") == ["model/model.safetensors"]
     lines = history(storage)
     epochs = [line["epoch"] for line in lines if line["phase"] == "autoencoder"]
     steps = [line["step"] for line in lines if line["phase"] == "sampler"]

@@ -59,7 +59,7 @@ class Nodes:
 
     def _start(self, *arguments: str) -> subprocess.Popen:
         listen, grpc, metrics = free_ports(3)
-        # Importing pipeline.cluster binds local starts to loopback, which `ray start` refuses to be joined under.
+        # Importing pipeline.remote.connect binds local starts to loopback, where `ray start` refuses to be joined.
         environment = {key: value for key, value in os.environ.items() if key != "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"}
         environment |= {key: value for key, value in self.environment.items() if key != "RAY_ADDRESS"}
         return subprocess.Popen(

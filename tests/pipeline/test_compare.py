@@ -4,23 +4,27 @@ import copy
 import json
 
 import pytest
-from pipeline.config.studies import AUTOENCODERS, GENERATORS
 from processes import kill_driver, run, start, wait_for
 
-from pipeline.compare.autoencoders import AUTOENCODER_LABELS, decoder_passes, train_settings
+from ldcvae.variants import AUTOENCODERS, GENERATORS
+from pipeline.compare.autoencoders import train_settings
 from pipeline.compare.cells import autoencoder_cell, generator_cell
 from pipeline.compare.claims import goals
-from pipeline.compare.judge import GENERATOR_LABELS, passes
 from pipeline.config.errors import ConfigError
 from pipeline.config.load import load_config
 from pipeline.config.sections import Config
+from pipeline.judge.generators import budget_of
 
+COMPARED = {name: record for name, record in GENERATORS.items() if "compare" in record.stages}
+LABELS = {name: record.label for name, record in AUTOENCODERS.items()}
 ALL_AUTOENCODERS = {
-    name: [8.0] if knob == "pseudo-inputs" else [1.0] if knob else [] for name, knob in AUTOENCODERS.items()
+    name: [8.0] if record.knob == "pseudo-inputs" else [1.0] if record.knob else []
+    for name, record in AUTOENCODERS.items()
 }
-ALL_GENERATORS = {name: [2.0] if knob == "components" else [0.1] if knob else [] for name, knob in GENERATORS.items()}
-ALL_GENERATORS |= {name: [1.0] for name, knob in GENERATORS.items() if knob and knob.startswith("factor")}
-ALL_GENERATORS |= {name: [0.001] for name, knob in GENERATORS.items() if knob == "learning rate"}
+KNOBS = {name: record.knob for name, record in COMPARED.items()}
+ALL_GENERATORS = {name: [2.0] if knob == "components" else [0.1] if knob else [] for name, knob in KNOBS.items()}
+ALL_GENERATORS |= {name: [1.0] for name, knob in KNOBS.items() if knob and knob.startswith("factor")}
+ALL_GENERATORS |= {name: [0.001] for name, knob in KNOBS.items() if knob == "learning rate"}
 SMALL = [
     "evaluate.draws=1",
     "evaluate.num_images=100",
@@ -35,10 +39,15 @@ SMALL = [
 
 
 def test_every_name_has_a_label_a_knob_and_a_default() -> None:
-    assert set(AUTOENCODERS) == set(AUTOENCODER_LABELS) == set(Config().compare.autoencoders)
-    assert set(GENERATORS) == set(GENERATOR_LABELS) == set(Config().compare.generators)
-    assert [decoder_passes(name, Config().train) for name in ("wae_mmd", "ldc_elbo")] == [1, 4]
-    assert [passes(name, Config()) for name in ("prior", "drift", "flow_matching", "langevin")] == [0, 1, 50, 120]
+    assert set(AUTOENCODERS) == set(Config().compare.autoencoders)
+    assert set(COMPARED) == set(GENERATORS) - {"sampler"} == set(Config().compare.generators)
+    assert all(record.label for record in (*AUTOENCODERS.values(), *COMPARED.values()))
+    for records, chosen in ((AUTOENCODERS, Config().compare.autoencoders), (COMPARED, Config().compare.generators)):
+        assert all(bool(chosen[name]) == (record.knob is not None) for name, record in records.items())
+    particles, budget, dim = Config().train.particles, budget_of(Config()), Config().model.latent_dim
+    assert [AUTOENCODERS[name].passes(particles) for name in ("wae_mmd", "ldc_elbo")] == [1, 4]
+    passes = [GENERATORS[name].passes(budget, dim) for name in ("prior", "drift", "flow_matching", "langevin")]
+    assert passes == [0, 1, 50, 120]
 
 
 @pytest.mark.parametrize(
@@ -66,14 +75,14 @@ def cells(*overrides: str) -> dict[str, str]:
     config = load_config(overrides=list(overrides))
     vae = autoencoder_cell(config, "data", "features", "vae", None, 0)
     return {"vae": vae.key} | {
-        name: generator_cell(config, vae, name, 0.1 if GENERATORS[name] else None).key for name in GENERATORS
+        name: generator_cell(config, vae, name, 0.1 if record.knob else None).key for name, record in COMPARED.items()
     }
 
 
 @pytest.mark.parametrize(
     ("override", "changed"),
     [
-        ("train.epochs=7", {"vae", *GENERATORS}),
+        ("train.epochs=7", {"vae", *COMPARED}),
         ("train.num_workers=2", set()),
         ("sampler.steps=7", {"two_stage", "maf", "flow_matching", "stein", "score_difference", "drift"}),
         (
@@ -87,7 +96,7 @@ def cells(*overrides: str) -> dict[str, str]:
         ("compare.euler_steps=7", {"flow_matching"}),
         ("compare.drift_temperatures=[1]", {"drift"}),
         ("compare.seeds=7", set()),
-        ("evaluate.draws=2", set(GENERATORS)),
+        ("evaluate.draws=2", set(COMPARED)),
     ],
 )
 def test_a_cell_depends_on_what_it_uses_and_on_nothing_else(override: str, changed: set[str]) -> None:
@@ -131,7 +140,7 @@ def test_goals_count_differences_beyond_the_spread_only() -> None:
         row("ldc_svgd", "drift", 10.0, coverage=0.52, rate=900.0),
         row("ldc_svgd", "encoder", 9.0),
     ]
-    found = {goal["claim"]: goal["met"] for goal in goals(rows, AUTOENCODER_LABELS)}
+    found = {goal["claim"]: goal["met"] for goal in goals(rows, LABELS)}
     assert list(found.values()) == [
         False,
         True,
@@ -139,19 +148,19 @@ def test_goals_count_differences_beyond_the_spread_only() -> None:
         True,
     ]  # FD too near to Langevin's; coverage; 90 times; end to end
     rows[3]["figures"] |= {"fd": 9.5, "latents_per_s": 1000.0}
-    assert all(goal["met"] for goal in goals(rows, AUTOENCODER_LABELS))
+    assert all(goal["met"] for goal in goals(rows, LABELS))
     # On one autoencoder the seeds are paired: theirs vary together, and 0.1 is enough where every seed has it.
     rows[3]["figures"]["fd"], rows[2]["values"]["fd"] = 10.0, [10.0, 10.1, 10.2]
-    first = goals(rows, AUTOENCODER_LABELS)[0]
+    first = goals(rows, LABELS)[0]
     assert first["met"]
     assert first["detail"].endswith("better by 0.10 ± 0.00 from seed to seed")
     once = copy.deepcopy(rows)
     once[3]["values"] = {"fd": [10.0], "coverage": [0.52]}
-    first = goals(once, AUTOENCODER_LABELS)[0]
+    first = goals(once, LABELS)[0]
     assert not first["met"]
     assert first["detail"].startswith("10.00 (drift on LDC-VAE, SVGD encoder) against 10.10 ± 0.10 (langevin on")
     assert first["detail"].endswith("; one seed decides nothing")
-    assert goals([row("vae", "gmm", 1.0)], AUTOENCODER_LABELS) == []
+    assert goals([row("vae", "gmm", 1.0)], LABELS) == []
 
 
 @pytest.mark.slow
@@ -178,7 +187,7 @@ def test_every_pair_is_compared_and_a_kill_costs_only_what_was_running(tmp_path)
     results = json.loads((tmp_path / "tiny/compare/results.json").read_text())
     assert results["failures"] == []
     pairs = {(row["autoencoder"], row["generator"]) for row in results["rows"]}
-    assert pairs == {(autoencoder, generator) for autoencoder in few for generator in GENERATORS}
+    assert pairs == {(autoencoder, generator) for autoencoder in few for generator in COMPARED}
     assert all(len(row["values"]["fd"]) == 1 for row in results["rows"])
     [vamp] = [entry for entry in results["autoencoders"] if entry["name"] == "vampprior"]
     assert vamp["setting"] == min(vamp["candidates"], key=lambda candidate: candidate["fd"])["setting"]
@@ -192,7 +201,7 @@ def test_every_pair_is_compared_and_a_kill_costs_only_what_was_running(tmp_path)
     run("compare", tmp_path, *other)
     assert after.items() <= records().items()
     results = json.loads((tmp_path / "tiny/compare/results.json").read_text())
-    assert len(results["rows"]) == len(GENERATORS)
+    assert len(results["rows"]) == len(COMPARED)
     for row in results["rows"]:
         assert row["values"]["fd"][0] == values["vae", row["generator"]]
         assert len(row["values"]["fd"]) == 2

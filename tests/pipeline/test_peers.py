@@ -7,11 +7,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from pipeline import prepare
 from pipeline.config.errors import ConfigError, PipelineError
 from pipeline.config.load import load_config
-from pipeline.prepare.stage import run as prepare
 from pipeline.store.data.shards import load_split
-from pipeline.store.manifest import run_folder
+from pipeline.store.run import open_run
 
 FOLDER = Path(__file__).parents[2] / "benchmarks" / "peers"
 MODULES = ("exchange", "export", "judge", "table")
@@ -32,13 +32,13 @@ def peers():
 
 @pytest.fixture(scope="module")
 def prepared(tmp_path_factory):
-    config = load_config(None, [*OVERRIDES, f"storage={tmp_path_factory.mktemp('runs')}"])
-    prepare(config)
-    return config
+    run = open_run(load_config(None, [*OVERRIDES, f"storage={tmp_path_factory.mktemp('runs')}"]))
+    prepare.run(run)
+    return run
 
 
-def options(config):
-    return [*OVERRIDES, f"storage={config.storage}"]
+def options(run):
+    return [*OVERRIDES, f"storage={run.config.storage}"]
 
 
 @pytest.fixture(scope="module")
@@ -87,7 +87,7 @@ def test_export_writes_every_split_as_it_is_stored(peers, prepared, exported):
     for split in ("train", "validation", "test"):
         images = peers.exchange.read_images(exported / "images.npz", split)
         assert images.dtype == np.uint8
-        assert (images == load_split(run_folder(prepared), split).pixels.numpy()).all()
+        assert (images == load_split(prepared, split).pixels.numpy()).all()
     spec = peers.exchange.read_json(exported / "spec.json")
     assert (spec["network"], spec["shape"], spec["latent_dim"]) == ("mlp", [1, 8, 8], 8)
     assert (spec["seeds"], spec["settings"]["vamp"], spec["keep"]) == ([0, 1], 7, "best")
@@ -142,10 +142,10 @@ def test_the_table_puts_both_sides_together(peers):
 
 @pytest.mark.parametrize(("changed", "note"), [(None, "does not exist"), ({"neighbours": 4}, "neighbours")])
 def test_judge_without_comparable_results_leaves_ours_empty(peers, prepared, exported, capsys, changed, note):
-    spec, run = peers.exchange.read_json(exported / "spec.json"), run_folder(prepared)
-    made_up(peers, exported, spec, load_split(run, "test").pixels.numpy())
+    spec = peers.exchange.read_json(exported / "spec.json")
+    made_up(peers, exported, spec, load_split(prepared, "test").pixels.numpy())
     if changed is not None:
-        run.write_json("compare/results.json", results(**changed))
+        prepared.folder.write_json("compare/results.json", results(**changed))
     peers.judge.main([str(exported), *options(prepared)])
     assert note in capsys.readouterr().out
     content = peers.exchange.read_json(exported / "peers.json")
@@ -157,23 +157,23 @@ def test_judge_without_comparable_results_leaves_ours_empty(peers, prepared, exp
         assert fd["theirs"]["mean"] > 0.01 or row["sampler"] == "reconstruction"
     text = (exported / "peers.md").read_text()
     assert text.count("| VAE, N(0, I) |") == len(FIGURES)
-    run.remove("compare")
+    prepared.folder.remove("compare")
 
 
 def test_judge_reads_the_run_s_own_results(peers, prepared, exported):
-    spec, run = peers.exchange.read_json(exported / "spec.json"), run_folder(prepared)
-    made_up(peers, exported, spec, load_split(run, "test").pixels.numpy())
+    spec = peers.exchange.read_json(exported / "spec.json")
+    made_up(peers, exported, spec, load_split(prepared, "test").pixels.numpy())
     sha = peers.judge.judge(exported, prepared)["extractor"]["sha256"]
-    run.write_json("compare/results.json", results(extractor={"sha256": sha}))
+    prepared.folder.write_json("compare/results.json", results(extractor={"sha256": sha}))
     content = peers.judge.judge(exported, prepared)
     assert content["note"] is None
     assert content["rows"][0]["figures"]["fd"]["ours"]["values"] == [1.0, 3.0]
-    run.remove("compare")
+    prepared.folder.remove("compare")
 
 
 def test_cells_of_another_spec_are_refused(peers, prepared, exported):
     spec = peers.exchange.read_json(exported / "spec.json")
-    made_up(peers, exported, spec, load_split(run_folder(prepared), "test").pixels.numpy())
+    made_up(peers, exported, spec, load_split(prepared, "test").pixels.numpy())
     path = peers.exchange.cell(exported, "trained", "vamp", 1)
     peers.exchange.write_json(path, {"spec": "another"})
     with pytest.raises(PipelineError, match=r"vamp-1\.json"):

@@ -7,7 +7,8 @@ import pytest
 from PIL import Image
 
 from pipeline.judge.pages.pictures import DARK, LIGHT, image_grid
-from pipeline.report.plots import curve, dots, plane, training_curves
+from pipeline.judge.pages.plots import dots
+from pipeline.report.plots import curve, plane, training_curves
 
 
 def pixels(png, mode="RGB"):

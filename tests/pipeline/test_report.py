@@ -18,11 +18,12 @@ from ldcvae import LDCVAE, LDCVAEConfig
 from pipeline.config.errors import PipelineError
 from pipeline.config.load import parse_config
 from pipeline.judge.pages.pictures import image_grid
+from pipeline.judge.pages.render import format_column
 from pipeline.report import stage as report
 from pipeline.store.data.shards import encode_shard, write_split
 from pipeline.store.history import HISTORY_FILES, write_history
-from pipeline.store.manifest import run_folder, run_stage
 from pipeline.store.model import MODEL_FILES, write_model
+from pipeline.store.run import open_run
 
 KEYS = ("fd", "kid", "precision", "recall", "density", "coverage", "mmd2", "sliced_wasserstein", "latents_per_s")
 FD = {"prior": 28.76, "gaussian": 21.24, "gmm": 16.53, "langevin": 18.35, "sampler": 14.94, "encoder": 14.55}
@@ -68,36 +69,36 @@ def generated(shape):
 
 
 def finish(storage, figures=None, history=None, shape=(1, 8, 8), latent_dim=4, components=0, **keys):
-    """A run whose earlier stages are done; returns its config."""
-    config = parse_config({"name": "digits", "storage": str(storage), **keys})
-    rng = np.random.default_rng(0)
+    """A run whose earlier stages are done."""
+    run = open_run(parse_config({"name": "digits", "storage": str(storage), **keys}))
+    folder, rng = run.folder, np.random.default_rng(0)
     images = rng.integers(0, 256, (60, *shape), dtype=np.uint8)
 
-    def prepare(run, _):
+    def prepare(_):
         info = {"source": "digits", "shape": list(shape), "classes": ["a", "b"]}
-        names = write_split(run, "test", images, rng.integers(0, 2, 60), 40)
+        names = write_split(folder, "test", images, rng.integers(0, 2, 60), 40)
         return names, info | {"counts": {"train": 1234, "validation": 100, "test": 60}}
 
-    def train(run, _):
-        write_history(run, log() if history is None else history)
+    def train(_):
+        write_history(folder, log() if history is None else history)
         torch.manual_seed(0)
         model = LDCVAE(LDCVAEConfig(shape, latent_dim=latent_dim, width=16, base_components=components))
-        write_model(run, model)
+        write_model(folder, model)
         return [*HISTORY_FILES, *MODEL_FILES], {}
 
-    def sample(run, _):
+    def sample(_):
         names = [f"samples/images-{number:05d}.parquet" for number in range(3)]
         for name, part in zip(names, np.split(generated(shape), 3), strict=True):
-            run.write(name, encode_shard(part, None, "sample"))
+            folder.write(name, encode_shard(part, None, "sample"))
         return names, {}
 
-    def evaluate(run, _):
-        run.write_json("evaluation/metrics.json", metrics() if figures is None else figures)
+    def evaluate(_):
+        folder.write_json("evaluation/metrics.json", metrics() if figures is None else figures)
         return ["evaluation/metrics.json"], {}
 
-    for stage, work in zip(report.STAGES, (prepare, train, sample, evaluate), strict=True):
-        run_stage(config, stage, {}, work)
-    return config
+    for stage, work in zip(report.SHOWN, (prepare, train, sample, evaluate), strict=True):
+        run.stage(stage, {}, work)
+    return run
 
 
 @pytest.fixture
@@ -108,21 +109,21 @@ def finished(tmp_path):
 @pytest.fixture(scope="module")
 def default(tmp_path_factory):
     """A finished report, not to be changed: (its folder, manifest, page)."""
-    config = finish(tmp_path_factory.mktemp("default"))
-    manifest, folder = report.run(config), run_folder(config)
-    return folder, manifest, folder.read("report/index.html").decode()
+    run = finish(tmp_path_factory.mktemp("default"))
+    manifest = report.run(run)
+    return run.folder, manifest, run.folder.read("report/index.html").decode()
 
 
-def page_of(config):
-    report.run(config)
-    return run_folder(config).read("report/index.html").decode()
+def page_of(run):
+    report.run(run)
+    return run.folder.read("report/index.html").decode()
 
 
 def test_a_comparison_is_told_with_its_goals(finished):
-    config = finished()
+    run = finished()
     goal = {"claim": "the <b>net</b> is better", "met": False, "detail": "10 against 9"}
-    run_stage(config, "compare", {}, lambda run, _: ([], {"goals": [goal]}))
-    page = page_of(config)
+    run.stage("compare", {}, lambda _: ([], {"goals": [goal]}))
+    page = page_of(run)
     assert "Not met:</strong> the &lt;b&gt;net&lt;/b&gt; is better: 10 against 9" in page
     assert 'href="../compare/index.html"' in page
 
@@ -157,7 +158,7 @@ def test_interpolation_in_one_dimension_is_finite():
     ],
 )
 def test_numbers_have_sensible_digits(values, kind, texts, factor):
-    cells, found = report.format_column(values, [None] * len(values), **kind)
+    cells, found = format_column(values, [None] * len(values), **kind)
     assert ([cell.value for cell in cells], found) == (texts, factor)
 
 
@@ -178,30 +179,43 @@ def test_page_loads_nothing_and_its_pictures_are_the_files(default):
     assert all(alt.strip() for alt in re.findall(r'<img [^>]*alt="([^"]*)"', page))
 
 
+def test_generators_are_called_as_their_records_say(default):
+    rows = dict(re.findall(r'<tr data-row="(\w+)".*?<th[^>]*>(.*?)</th>', default[2], re.S))
+    names = {key: " ".join(html.unescape(re.sub(r"<.*?>", "", text)).split()) for key, text in rows.items()}
+    assert {key: names[key] for key in FD} == {
+        "prior": "N(0, I) what a plain VAE draws from",
+        "gaussian": "Gaussian fit one full Gaussian, fitted to the encodings",
+        "gmm": "GMM, 10 components fitted to the encodings",
+        "langevin": "Annealed Langevin, 120 steps iterative; the yardstick",
+        "sampler": "Sampler net LDC-VAE, one forward pass",
+        "encoder": "Encoder posterior bound: needs training images, memorises",
+    }
+
+
 def test_a_stage_that_has_not_run_is_named(finished):
-    config = finished()
-    run_folder(config).remove("evaluation")
+    run = finished()
+    run.folder.remove("evaluation")
     with pytest.raises(PipelineError, match=r"python -m pipeline\.evaluate"):
-        report.run(config)
+        report.run(open_run(run.config))
 
 
 def test_page_is_made_once_and_again_when_what_it_shows_changes(finished, capsys):
-    config = finished(history=[])
-    first = report.run(config)
-    assert report.run(config) == first
+    run = finished(history=[])
+    first = report.run(run)
+    assert report.run(run) == report.run(open_run(run.config)) == first
     assert capsys.readouterr().out.rstrip().endswith("report/index.html")
-    run_folder(config).write("report/old.png", b"")
-    again = report.run(parse_config(config.model_dump() | {"report": {"title": "Other"}}))
+    run.folder.write("report/old.png", b"")
+    again = report.run(run.with_config(parse_config(run.config.model_dump() | {"report": {"title": "Other"}})))
     assert again.outputs["report/index.html"] != first.outputs["report/index.html"]
     assert again.outputs["report/samples.png"] == first.outputs["report/samples.png"]
-    assert not run_folder(config).exists("report/old.png")
+    assert not run.folder.exists("report/old.png")
 
 
 def test_a_damaged_shard_of_samples_is_refused(finished):
-    config = finished()
-    run_folder(config).write("samples/images-00001.parquet", b"x")
+    run = finished()
+    run.folder.write("samples/images-00001.parquet", b"x")
     with pytest.raises(PipelineError, match=r"images-00001\.parquet is damaged"):
-        report.run(config)
+        report.run(run)
 
 
 def test_markup_in_names_and_values_is_text(finished):
@@ -217,15 +231,15 @@ def test_markup_in_names_and_values_is_text(finished):
 def test_page_of_colour_images_with_little_measured(finished):
     figures = {"split": "test", "extractor": {"name": "random", "figure": "FD-random"}, "num_images": 50, "draws": 1}
     figures["generators"] = {"sampler": {"fd": None, "kid": 0.5}, "new": {"fd": 3.0}}
-    config = finished(figures, [], (3, 16, 16), latent_dim=1, components=2, report={"images": 400})
-    page = page_of(config)
+    run = finished(figures, [], (3, 16, 16), latent_dim=1, components=2, report={"images": 400})
+    page = page_of(run)
     assert page.count("Nothing was logged.") == 2
     assert "16×16 RGB" in re.sub(r"\s+", " ", page)
     assert 'data-row="new"' in page
     assert "of the gap" not in page
     assert "draws of the mixture" in page
     assert "Generated: 120 draws" in page  # all there are
-    assert pixels(run_folder(config).read("report/samples.png")).shape == (11 * 68 - 4, 11 * 68 - 4, 3)
+    assert pixels(run.folder.read("report/samples.png")).shape == (11 * 68 - 4, 11 * 68 - 4, 3)
 
 
 @pytest.mark.parametrize(("sampler", "words"), [(14.94, "97%"), (30.0, "does not improve on")])

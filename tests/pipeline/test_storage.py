@@ -202,7 +202,8 @@ def test_a_stage_that_has_not_finished_or_is_no_manifest_names_the_command(run):
     with pytest.raises(PipelineError, match=r"train/manifest\.json does not exist.* `python -m pipeline\.train`"):
         run.manifest("train")
     run.folder.write_json("train/manifest.json", {"stage": "train"})
-    with pytest.raises(PipelineError, match=r"train/manifest\.json is damaged \(it lacks fing.*: run `python -m pipeline\.train --f"):
+    told = r"train/manifest\.json is damaged \(it lacks fing.*: run `python -m pipeline\.train --f"
+    with pytest.raises(PipelineError, match=told):
         run.manifest("train")
 
 

@@ -1,5 +1,6 @@
 """The search without Ray: space, study, one trial, pictures."""
 
+import dataclasses
 import io
 import json
 import math
@@ -14,19 +15,19 @@ from optuna.trial import TrialState
 
 from ldcvae.training.monitor import NonFiniteLossError
 from ldcvae.training.world import World
+from pipeline import prepare
 from pipeline.config.errors import ConfigError, PipelineError
-from pipeline.config.load import load_config
+from pipeline.config.load import load_config, override
 from pipeline.config.sections import Config
-from pipeline.judge.extractors import build_extractor
-from pipeline.prepare import stage as prepare
+from pipeline.remote.failures import failure_reason
 from pipeline.store.data.shards import load_split
 from pipeline.store.folder import Folder
-from pipeline.store.manifest import run_folder
 from pipeline.store.model import build_model
+from pipeline.store.run import open_run
 from pipeline.tune.plots import search_pictures
 from pipeline.tune.search import StudyScheduler, StudySearch
 from pipeline.tune.space import build_space
-from pipeline.tune.stage import _best_yaml, _common
+from pipeline.tune.stage import _best_yaml, _template
 from pipeline.tune.study import (
     FolderJournal,
     best_trial,
@@ -37,7 +38,7 @@ from pipeline.tune.study import (
     table_bytes,
     trials_table,
 )
-from pipeline.tune.trial import WORST, Common, Shared, failure_reason, run_trial
+from pipeline.tune.trial import WORST, Shared, run_trial
 
 SMALL = [
     "model.width=16",
@@ -176,7 +177,7 @@ def test_values_become_overrides_of_their_keys():
     )
     assert values == {"train.particles": 6, "sampler.smooth": True, "sampler.bandwidths": [0.1, 0.2, 0.4]}
     point = space.point({"sampler.bandwidths.smallest": 0.1, "train.particles": 4})
-    assert point.sampler.bandwidths == [0.1, 0.2049, 0.42]
+    assert point.sampler.bandwidths == (0.1, 0.2049, 0.42)
     lists = build_space(with_space({"sampler.bandwidths": {"type": "choice", "values": [[0.13, 0.23, 0.42], [0.2]]}}))
     assert lists.overrides({"sampler.bandwidths": "[0.2]"}) == {"sampler.bandwidths": [0.2]}
 
@@ -351,21 +352,17 @@ def test_asha_stops_what_lags_but_never_the_defaults(tmp_path):
 
 @pytest.fixture(scope="module")
 def digits(tmp_path_factory):
-    """A prepared run, its configuration, and what trials share with and without the autoencoder."""
-    config = load_config(None, [*SMALL, f"storage={tmp_path_factory.mktemp('runs')}"])
-    data = prepare.run(config)
-    run = run_folder(config)
-    whole = _common(
-        config, run, build_space(with_space({"train.ema": {"type": "uniform", "low": 0.9, "high": 0.9999}}))
-    )
+    """Trials of a prepared run, one that trains everything and one that shares an autoencoder."""
+    run = open_run(load_config(None, [*SMALL, f"storage={tmp_path_factory.mktemp('runs')}"]))
+    prepare.run(run)
+    space = build_space(with_space({"train.ema": {"type": "uniform", "low": 0.9, "high": 0.9999}}))
+    whole = _template(run, space, "s")
     assert whole.shared is None
-    model = build_model(config, whole.shape)
-    extractor = build_extractor(run, config.evaluate, config.seed, data)
-    parts = (load_split(run, split).pixels for split in ("train", "validation"))
-    encodings = [model.encodings(pixels) for pixels in parts]
+    assert (whole.run, whole.study, whole.threads) == (run, "s", 1)
+    model = build_model(run.config, whole.reference.shape)
+    encodings = [model.encodings(load_split(run, split).pixels) for split in ("train", "validation")]
     weights = {k: v for k, v in model.state_dict().items() if k.startswith(("encoder.", "decoder."))}
-    shared = Common(whole.shape, extractor, whole.real, Shared(weights, *encodings, 0.25))
-    return config, run, {"whole": whole, "shared": shared}
+    return {"whole": whole, "shared": dataclasses.replace(whole, shared=Shared(weights, *encodings, 0.25))}
 
 
 class Killed(BaseException):
@@ -373,10 +370,8 @@ class Killed(BaseException):
 
 
 def trial(digits, kind: str, number: int, stop_at: int = 0, **changes):
-    config, run, common = digits
-    content = config.model_dump(mode="json")
-    for key, value in changes.items():
-        content["sampler"][key] = value
+    template = digits[kind]
+    config = override(template.run.config, {f"sampler.{key}": value for key, value in changes.items()})
     reports = []
 
     def report(metrics: dict) -> None:
@@ -384,11 +379,11 @@ def trial(digits, kind: str, number: int, stop_at: int = 0, **changes):
         if stop_at and metrics["progress"] == stop_at:
             raise Killed
 
-    job = {"config": content, "run": run.url, "study": "s", "number": number, "threads": 1}
+    own = dataclasses.replace(template, run=template.run.with_config(config), number=number)
     try:
-        run_trial(job, common[kind], World(), report)
+        run_trial(own, World(), report)
     except Killed:
-        assert len(run.files(f"tune/checkpoints/s/{number:05d}/*/state.json")) == 1
+        assert len(own.run.folder.files(f"tune/checkpoints/s/{number:05d}/*/state.json")) == 1
     return reports
 
 
@@ -439,7 +434,7 @@ def test_running_out_of_memory_is_reported(digits, monkeypatch):
     def full(*_):
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr("pipeline.trial.SamplerPhase.blocks", full)
+    monkeypatch.setattr("pipeline.tune.trial.SamplerPhase.blocks", full)
     assert trial(digits, "shared", 50)[-1]["failure"].startswith("out of memory")
 
 
@@ -448,7 +443,7 @@ def test_the_best_configuration_is_a_config_file(tmp_path):
     (tmp_path / "best.yaml").write_text(_best_yaml(config, {"sampler.particles": 300, "sampler.bandwidths": [0.2]}))
     best = load_config(tmp_path / "best.yaml")
     assert (best.name, best.train.epochs, best.sampler.particles) == ("mine-best", 7, 300)
-    assert best.sampler.bandwidths == [0.2]
+    assert best.sampler.bandwidths == (0.2,)
 
 
 def test_pictures_of_a_search(tmp_path):
