@@ -90,11 +90,11 @@ def fit_mixture(
     return weights.to(z), (means + centre).to(z), covariances.to(z)
 
 
-def start(data: Tensor, components: int, seed: int) -> Tensor:
-    """(n,) labels of rows (n, d) by k-means, on their device."""
+def start(data: Tensor, components: int, seed: int, steps: int = 300) -> Tensor:
+    """(n,) labels of rows (n, d) by k-means, with so many steps at most, on their device."""
     from sklearn.cluster import KMeans  # here, because importing it takes a second
 
-    labels = KMeans(components, n_init=1, random_state=seed).fit(data.cpu().numpy()).labels_
+    labels = KMeans(components, n_init=1, max_iter=steps, random_state=seed).fit(data.cpu().numpy()).labels_
     return torch.from_numpy(labels).long().to(data.device)
 
 

@@ -15,6 +15,7 @@ from ldcvae.densities import em
 __all__ = ["fit_factor_mixture"]
 
 BLOCK_BYTES = 16 * 2**20  # of a block and what is computed from it; larger ones are slower, as no cache holds them
+_KMEANS_STEPS = 20  # where there are no clusters to find, k-means takes hundreds, and longer than EM
 _START_STEPS = 3  # with the labels of k-means, until the directions are those of the clusters
 
 
@@ -47,8 +48,8 @@ def fit_factor_mixture(
         rank: r, below d; 0 for diagonal covariances.
         seed: of k-means and of the directions.
         max_steps: EM steps at most.
-        tolerance: gain of the mean log likelihood below which the fit has converged, in nats; for d > 64 in as many
-            times d / 64, as the likelihood itself grows.
+        tolerance: gain of the mean log likelihood below which the fit has converged, in nats; for d > 16 it is
+            d / 16 times as much, since the likelihood itself grows with d.
         ridge: added to the variances, as in `ldcvae.densities.em.fit_mixture`.
 
     Returns:
@@ -74,11 +75,11 @@ def fit_factor_mixture(
         raise ValueError(f"rank must lie in 0 .. d - 1 for d = {z.shape[1]}, got {rank}")
     where = torch.device("cpu") if z.device.type == "mps" else z.device  # Apple's GPUs have no float64
     data = z.detach().to(where)  # blocks of it are made float64: as a whole it may be large
-    labels = em.start(data, components, seed)
+    labels = em.start(data, components, seed, _KMEANS_STEPS)
     centre = data.mean(0, dtype=torch.float64)
     mean_square = sum(float((rows.double() - centre).square().sum()) for rows in data.split(em.ROWS)) / data.numel()
     ridge = max(ridge, 1e-10 * mean_square)
-    tolerance *= max(1.0, data.shape[1] / 64)
+    tolerance *= max(1.0, data.shape[1] / 16)
     noise = torch.randn(components, data.shape[1], rank, generator=torch.Generator().manual_seed(seed)).double()
     # Long, so that they span what S does to them: at that, I in M is nothing.
     step = _Step(data, centre, components, ridge, 1e3 * noise.to(where) / math.sqrt(max(mean_square, ridge)))

@@ -1,4 +1,4 @@
-"""Mixtures of factor analysers and of diagonal Gaussians: against dense ones, autograd, planted truths, scikit-learn."""
+"""Mixtures of factor analysers and of diagonal Gaussians: against dense ones, planted truths and scikit-learn."""
 
 from typing import NamedTuple
 
@@ -12,6 +12,7 @@ from torch import distributions as td
 from ldcvae import Encodings
 from ldcvae.densities import GaussianMixture, LowRankMixture, factor_em, fit_gaussians, low_rank
 from ldcvae.densities.covariances import choose_covariances, covariance_kind, draws_to_fit
+from ldcvae.densities.em import fit_mixture
 from ldcvae.densities.factor_em import fit_factor_mixture
 
 
@@ -111,7 +112,7 @@ def test_em_recovers_what_was_planted(components: int, dim: int, rank: int) -> N
     assert sorted(order.tolist()) == list(range(components))
     torch.testing.assert_close(fit.weights[order], truth.weights, atol=0.01, rtol=0)
     torch.testing.assert_close(fit.means[order], truth.means, atol=0.15, rtol=0)
-    torch.testing.assert_close(fit.variances[order], truth.variances, atol=0.03, rtol=0.1)
+    torch.testing.assert_close(fit.variances[order], truth.variances, atol=0.1, rtol=0)
     error = (fit.covariances()[order] - truth.covariances()).flatten(1).norm(dim=1)
     assert float((error / truth.covariances().flatten(1).norm(dim=1)).max()) < 0.1
     # Wilks: a fit of p parameters to n draws lies p / 2n nats below the truth on new ones.
@@ -156,27 +157,19 @@ def test_low_rank_is_nearly_as_likely_as_full_where_both_can_be() -> None:
     pixels = pixels[torch.randperm(len(pixels), generator=generator())]
     known, new = (Encodings(part, torch.full_like(part, -3.0)) for part in (pixels[:1294], pixels[1294:]))
     whitening = known.whitening()
-    train, held_out = (
-        whitening.whiten(known.draw(10_000, generator(1))),
-        whitening.whiten(new.draw(2000, generator(2))),
-    )
+    train, held_out = (whitening.whiten(part.draw(n, generator(n))) for part, n in ((known, 6000), (new, 2000)))
     full, low, diagonal, one = (
         float(p.energy(held_out).mean())
         for p in (
-            GaussianMixture(*fit_full(train)),
+            GaussianMixture(*fit_mixture(train, 10, max_steps=8)),
             LowRankMixture.fit(train, 10, rank=16),
             LowRankMixture.fit(train, 10, rank=0),
             GaussianMixture(torch.ones(1), train.mean(0)[None], train.T.cov()[None]),
         )
     )
-    assert low < full + 1.0 < diagonal  # in 64 dimensions; measured 88.3 (full), 88.8 and 90.2
-    assert diagonal < one
-
-
-def fit_full(z: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    from ldcvae.densities.em import fit_mixture
-
-    return fit_mixture(z, 10, max_steps=20)
+    # In 64 dimensions; with 10,000 draws and EM to the end 88.3, 88.8 and 90.2.
+    assert max(low, full + 0.5) < diagonal < one, (full, low, diagonal, one)
+    assert low < full + 0.5, (full, low, diagonal, one)
 
 
 def test_coinciding_latents_and_too_few_for_the_rank() -> None:

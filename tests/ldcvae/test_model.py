@@ -112,6 +112,72 @@ def test_base_mixture_has_the_mixtures_moments(copies):
     torch.testing.assert_close(torch.cov(u.T), second - torch.outer(mean, mean), atol=0.1, rtol=0)
 
 
+KINDS = {"full": 0, "low_rank": 2, "diagonal": 0}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("components", [2, 5])
+def test_every_kind_of_base_has_its_moments_and_is_kept(tmp_path, kind, components):
+    model = small(base_components=components, base_kind=kind, base_rank=KINDS[kind])
+    weights, means = torch.arange(1.0, 1 + components), 2 * torch.randn(components, 3, generator=generator(1))
+    weights /= weights.sum()
+    factors = torch.randn(components, 3, KINDS[kind], generator=generator(2))
+    variances = 0.1 + torch.rand(components, 3, generator=generator(3))
+    covariances = factors @ factors.mT + torch.diag_embed(variances)
+    model.set_base(weights, means, *([covariances] if kind == "full" else [factors, variances]))
+    u = model.draw_base(100_000, generator())
+    mean = weights @ means
+    second = (weights[:, None, None] * (covariances + means[:, :, None] * means[:, None])).sum(0)
+    torch.testing.assert_close(u.mean(0), mean, atol=0.05, rtol=0)
+    torch.testing.assert_close(torch.cov(u.T), second - torch.outer(mean, mean), atol=0.1, rtol=0.03)
+    model.save_pretrained(tmp_path)
+    again = LDCVAE.from_pretrained(tmp_path)
+    assert again.config == model.config
+    assert torch.equal(again.draw_base(50, generator()), model.draw_base(50, generator()))
+
+
+@pytest.mark.parametrize(("components", "d"), [(10, 8), (10, 16), (100, 16)])  # few and many, as published
+def test_draws_of_a_full_base_are_what_they_were_to_the_bit(components, d):
+    model = small(base_components=components, latent_dim=d)
+    root = torch.randn(components, d, d, generator=generator(1))
+    weights, means = (
+        torch.rand(components, generator=generator(2)),
+        torch.randn(components, d, generator=generator(3)),
+    )
+    model.set_base(weights, means, root @ root.mT + torch.eye(d))
+
+    def before(n, generator):  # 0.2.0's, word for word
+        noise = torch.randn((n, d), generator=generator)
+        component = torch.multinomial(model.base_weights, n, replacement=True, generator=generator)
+        if components > d:
+            return model.base_means[component] + (model.base_scales[component] @ noise[:, :, None])[:, :, 0]
+        every = model.base_means[:, None] + noise @ model.base_scales.mT
+        return every[component, torch.arange(n)]
+
+    for n in (6, 512, 10_000):
+        assert torch.equal(model.draw_base(n, generator()), before(n, generator()))
+
+
+def test_an_old_config_means_full_covariances_and_a_new_sampler_chooses(tmp_path):
+    model = small(base_components=2)
+    assert "base_noise" not in model.state_dict()  # the weights are those of 0.2.0
+    model.save_pretrained(tmp_path)
+    path = tmp_path / "config.json"
+    config = json.loads(path.read_text())
+    assert (config.pop("base_kind"), config.pop("base_rank")) == ("full", 0)
+    path.write_text(json.dumps(config))
+    assert LDCVAE.from_pretrained(tmp_path).config == model.config
+    wide = small(latent_dim=200)
+    for components, kind, rank in [(3, "low_rank", 32), (0, "full", 0), (400, "diagonal", 0), (2, "low_rank", 32)]:
+        wide.reset_sampler(16, 1, components)
+        assert (wide.config.base_components, wide.config.base_kind, wide.config.base_rank) == (components, kind, rank)
+        assert wide.draw_base(7, generator()).shape == (7, 200)
+    with pytest.raises(ValueError, match="choose full, low_rank, diagonal"):
+        LDCVAEConfig((1, 8, 8), base_kind="sparse")
+    with pytest.raises(ValueError, match="base_rank is 3"):
+        LDCVAEConfig((1, 8, 8), base_rank=3)
+
+
 def test_whitening_makes_the_aggregate_posterior_white_and_comes_back():
     mean = torch.randn(2000, 4, generator=generator()) @ torch.randn(4, 4, generator=generator(1)) + 3
     encodings = Encodings(mean, torch.full((2000, 4), -1.0))

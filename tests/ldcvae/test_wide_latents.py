@@ -1,20 +1,30 @@
-"""Hundreds and thousands of latent dimensions: the memory that a process takes for them."""
+"""Hundreds and thousands of latent dimensions: the sampler's base, and the memory that a process takes for it."""
 
 import json
 import subprocess
 import sys
 
 import pytest
+import torch
+
+from ldcvae import LDCVAE, Encodings, LDCVAEConfig, SamplerSettings
+from ldcvae.densities.covariances import base_fields, base_note
+from ldcvae.training.sampler import SamplerPhase
+from ldcvae.training.world import World
 
 HEAD = """
 import json, resource, time
 import torch
 from sklearn.datasets import load_digits
-from ldcvae import AutoencoderSettings, Encodings, LDCVAE, LDCVAEConfig, SamplerSettings, fit, fit_sampler
+from ldcvae import AutoencoderSettings, Encodings, SamplerSettings, fit, fit_sampler
+from ldcvae.encodings import Whitening
 from ldcvae.densities import fit_gaussians
 torch.set_num_threads(1)
 images = torch.from_numpy(load_digits().images[:1294] / 16).float()[:, None]
 phase_1 = AutoencoderSettings(epochs=1)
+def white(encodings):  # by coordinate: 4096 eigenvectors take most of a minute, and are not what is tested here
+    spread = encodings.covariance().diagonal().sqrt()
+    return Whitening(encodings.mean.mean(0), torch.diag(1 / spread), torch.diag(spread))
 def base_of(model):
     assert model.sample_latents(100).isfinite().all()
     return model.config.base_kind if model.config.base_components else "normal"
@@ -33,6 +43,7 @@ def measured(code: str) -> tuple[list[str], float]:
     return found, peak
 
 
+@pytest.mark.slow
 def test_digits_in_512_dimensions() -> None:
     found, peak = measured(
         "model = fit(images, latent_dim=512, autoencoder=phase_1, sampler=SamplerSettings(steps=5), progress=False)\n"
@@ -48,10 +59,10 @@ def test_mixtures_in_4096_dimensions(kind: str, rank: int) -> None:
     found, peak = measured(
         "g = torch.Generator().manual_seed(0)\n"
         "centres = torch.randn(4, 4096, generator=g)\n"
-        "z = centres[torch.randint(4, (4096,), generator=g)] + torch.randn(4096, 4096, generator=g)\n"
+        "z = centres[torch.randint(4, (2048,), generator=g)] + torch.randn(2048, 4096, generator=g)\n"
         f"p = fit_gaussians(z, 4, kind={kind!r}, rank={rank})\n"
         "draws = p.sample(2000, g)\n"
-        "assert torch.cdist(p.means, centres).min(0).values.max() < 3\n"  # √(4096 / 1024) in the mean
+        "assert torch.cdist(p.means, centres).min(0).values.max() < 4\n"  # √(4096 / 512) in the mean
         "assert 0.95 < p.energy(draws).mean() / p.energy(z).mean() < 1.05\n"
         "assert p.score(draws).isfinite().all()\n"
         "found = [p.kind]\n"
@@ -63,10 +74,38 @@ def test_mixtures_in_4096_dimensions(kind: str, rank: int) -> None:
 @pytest.mark.slow
 def test_digits_in_4096_dimensions() -> None:
     found, peak = measured(
+        "Encodings.whitening = white\n"
         "model = fit(images, latent_dim=4096, autoencoder=phase_1, sampler=SamplerSettings(steps=5, base='normal'),"
         " progress=False)\n"
         "found = [base_of(model)]\n"
         "found.append(base_of(fit_sampler(model, images, sampler=SamplerSettings(steps=5), progress=False)))\n"
     )
     assert found == ["normal", "diagonal"]
-    assert peak < 3.5
+    assert peak < 2.5
+
+
+def phase(components: int, **changes: str) -> SamplerPhase:
+    torch.manual_seed(0)
+    settings = SamplerSettings(steps=4, particles=32, width=16, depth=1, base_components=components, **changes)
+    base = base_fields(72, components if settings.base == "gmm" else 0)
+    model = LDCVAE(LDCVAEConfig((1, 8, 8), latent_dim=72, width=8, sampler_width=16, sampler_depth=1, **base))
+    encodings = Encodings(
+        torch.randn(300, 72, generator=torch.Generator().manual_seed(0)), torch.full((300, 72), -1.0)
+    )
+    return SamplerPhase(model, encodings, encodings, settings, World(), seed=0)
+
+
+def test_the_phase_fits_and_names_the_kind_that_the_model_stores() -> None:
+    first, again = phase(3), phase(3)
+    assert first.base_kind == "low_rank"
+    assert first.model.base_scales.shape == (3, 72, 18)
+    assert torch.equal(first.model.base_scales, again.model.base_scales)
+    # The mixture of whitened draws has about their moments, and the untrained net draws it.
+    u = first.model.sampler(first.model.draw_base(20_000, torch.Generator().manual_seed(0))).detach()
+    torch.testing.assert_close(u.mean(0), torch.zeros(72), atol=0.1, rtol=0)
+    torch.testing.assert_close(u.T.cov(), torch.eye(72), atol=0.2, rtol=0)
+    assert list(first.blocks(2)) == [2, 4]
+    assert phase(3, base="normal").base_kind == "normal"
+    config = first.model.config
+    note = base_note(config.latent_dim, config.base_components, config.base_kind, config.base_rank)
+    assert note.startswith("base of 3 components with low-rank covariances (rank 18), as d = 72 is too much")
