@@ -51,9 +51,10 @@ def test_the_wheel_has_all_modules_templates_and_configurations(installed):
 def test_stages_run_from_the_wheel(installed, tmp_path):
     _, site = installed
     python = {"PYTHONPATH": str(site), "OMP_NUM_THREADS": "1"}
+    # -P: not the current folder, which is a clone's when the tests run.
+    assert "stages:" in shell(sys.executable, "-P", "-m", "pipeline", cwd=tmp_path, **python)
+    shell(sys.executable, "-P", "-m", "pipeline.tune", "--help", cwd=tmp_path, **python)
     for stage in STAGES:
-        # -P: not the current folder, which is a clone's when the tests run.
-        shell(sys.executable, "-P", "-m", f"pipeline.{stage}", "--help", cwd=tmp_path, **python)
         assert shell(site / f"bin/ldcvae-{stage}", "--version", cwd=tmp_path, **python) == "ldcvae 0.2.0\n"
     # A configuration by the name it has in the repository, the console script, and a page from the templates.
     out = shell(site / "bin/ldcvae-prepare", "--config", "configs/digits.yaml", cwd=tmp_path, **python)

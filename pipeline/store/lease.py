@@ -5,7 +5,6 @@ What a dead process has left is taken over: at once where its end can be seen (s
 been renewed for `EXPIRY` seconds.
 """
 
-import _thread
 import json
 import os
 import socket
@@ -124,8 +123,8 @@ class _Lease:
                 if not self._own() and _read(self.folder) is not None:
                     # Suspended for longer than EXPIRY, and another process went on: two must not write.
                     print(f"\nerror: another process has taken over {self.folder.url}", file=sys.stderr, flush=True)
-                    _thread.interrupt_main()
-                    return
+                    # No exception in the main thread: it may sit inside a library, and background jobs ignore SIGINT.
+                    os._exit(1)
                 self.folder.write(LOCK, self._bytes())
             except PipelineError:
                 continue  # the storage's fault: the next renewal may work, before EXPIRY is over

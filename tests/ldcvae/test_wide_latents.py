@@ -13,7 +13,7 @@ from ldcvae.training.sampler import SamplerPhase
 from ldcvae.training.world import World
 
 HEAD = """
-import json, resource, time
+import json
 import torch
 from sklearn.datasets import load_digits
 from ldcvae import AutoencoderSettings, Encodings, SamplerSettings, fit, fit_sampler
@@ -30,7 +30,9 @@ def base_of(model):
     return model.config.base_kind if model.config.base_components else "normal"
 """
 TAIL = """
-print(json.dumps([found, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20]))
+# Not getrusage: its peak is inherited from the process that started this one.
+peak = next(line for line in open("/proc/self/status") if line.startswith("VmHWM"))
+print(json.dumps([found, int(peak.split()[1]) / 2**20]))
 """
 
 

@@ -67,21 +67,29 @@ def test_a_lock_that_cannot_be_read_is_nobodys(folder, content):
         assert folder.read_json(LOCK)["what"] == "train"
 
 
-def test_a_holder_renews_and_one_that_lost_its_lease_stops(folder, monkeypatch, capsys):
+def test_a_holder_renews(folder, monkeypatch):
     monkeypatch.setattr(lease, "_RENEWED_EVERY", 0.05)
     with held(folder, "train"):
         first = folder.read_json(LOCK)["renewed"]
         wait_for(lambda: folder.read_json(LOCK)["renewed"] > first, "renewal", 10)
 
-    def work():
-        with held(folder, "train"):
-            holder(folder)
-            time.sleep(20)
 
-    with pytest.raises(KeyboardInterrupt):
-        work()
-    assert "another process has taken over" in capsys.readouterr().err
-    assert folder.read_json(LOCK)["owner"] == "other"  # not ours to remove
+def test_a_process_that_lost_its_lease_stops(folder):
+    """It was suspended, and another went on: two must not write."""
+    code = (
+        "import sys, time\nfrom pipeline.store import lease\nfrom pipeline.store.folder import Folder\n"
+        "lease._RENEWED_EVERY = 0.05\nwith lease.held(Folder(sys.argv[1]), 'x'):\n"
+        "    print('in', flush=True)\n    time.sleep(60)"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", code, folder.url], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    assert process.stdout.readline() == "in\n"
+    holder(folder)
+    _, err = process.communicate(timeout=30)
+    assert process.returncode == 1
+    assert "another process has taken over" in err
+    assert folder.read_json(LOCK)["owner"] == "other"  # not its to remove
 
 
 def test_of_many_at_once_one_gets_in(tmp_path):
@@ -119,11 +127,15 @@ def test_the_same_command_twice_and_a_killed_one(tmp_path):
 
 
 @pytest.mark.slow
-def test_ctrl_c_gives_the_run_back(tmp_path):
-    process = start("train", tmp_path)  # no data: waits for nothing, so let it fail
-    finish(process, expect=1)
+def test_a_failure_and_ctrl_c_give_the_run_back(tmp_path):
+    finish(start("train", tmp_path), expect=1)  # there are no data
     assert not (tmp_path / "tiny" / LOCK).exists()
-    process = start("run", tmp_path)
+    # A parallel test's process ignores SIGINT, and so would its children.
+    kept = signal.signal(signal.SIGINT, signal.SIG_DFL)
+    try:
+        process = start("run", tmp_path)
+    finally:
+        signal.signal(signal.SIGINT, kept)
     wait_for(lambda: (tmp_path / "tiny/data/manifest.json").exists(), "data")
     os.kill(process.pid, signal.SIGINT)
     finish(process, expect=130)

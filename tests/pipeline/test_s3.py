@@ -196,7 +196,7 @@ def test_an_unreachable_endpoint_is_one_clear_error(s3, action, monkeypatch):
 def test_a_missing_bucket_is_one_line_and_status_1(s3):
     out, err = run("prepare", "s3://nobucket", expect=1)
     assert err.count("\n") == 1
-    assert err.startswith("error: cannot write s3://nobucket/tiny/config.yaml: ")
+    assert err.startswith("error: cannot create s3://nobucket/tiny/lock.json: ")
     assert SECRET not in out + err
 
 
