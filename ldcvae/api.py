@@ -79,10 +79,11 @@ def fit(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)  # initial weights; everything later is keyed by step
         if model is None:
-            model = LDCVAE(_config(train, phase_2, latent_dim))
+            model = LDCVAE(_config(train, phase_1, phase_2, latent_dim))
         elif latent_dim not in (None, model.config.latent_dim):
             raise ValueError(f"latent_dim is {latent_dim}, but the model's is {model.config.latent_dim}: give one")
         else:
+            model.update_config(inverse_temperature=phase_1.inverse_temperature)
             model.reset_sampler(phase_2.width, phase_2.depth, _components(phase_2))
     model = model.to(where).train()
     with _shown(progress) as show:
@@ -91,7 +92,7 @@ def fit(
             if callback is not None:
                 callback(first.history[-1])
         first.adopt_average()
-        return _sampler(model.eval(), train, held_out, phase_2, seed, bool(phase_1.fused), show, callback)
+        return _sampler(model, train, held_out, phase_2, seed, bool(phase_1.fused), show, callback)
 
 
 def fit_sampler(
@@ -147,7 +148,7 @@ def fit_sampler(
         torch.manual_seed(seed)
         model.reset_sampler(settings.width, settings.depth, _components(settings))
     with _shown(progress) as show:
-        return _sampler(model.to(where).eval(), train, held_out, settings, seed, True, show, callback)
+        return _sampler(model.to(where), train, held_out, settings, seed, True, show, callback)
 
 
 def _sampler(
@@ -160,7 +161,8 @@ def _sampler(
     show: Progress | None,
     callback: Callback | None,
 ) -> LDCVAE:
-    """Phase 2, on a model whose encoder and decoder stay as they are."""
+    """Phase 2, on a model whose encoder and decoder stay as they are; it is left in eval mode."""
+    model.eval()
     world = World(device=model.device)
     encodings, held = (encode_split(model, part, world) for part in (train, held_out))
     second = SamplerPhase(model, encodings, held, settings, world, seed, fused)
@@ -168,7 +170,7 @@ def _sampler(
         if callback is not None:
             callback(second.history[-1])
     second.adopt_average()
-    return model.eval()
+    return model
 
 
 def _where(device: torch.device | str | None, model: LDCVAE | None, images: Tensor) -> torch.device:
@@ -185,7 +187,9 @@ def _components(settings: SamplerSettings) -> int:
     return settings.base_components if settings.base == "gmm" else 0
 
 
-def _config(images: Tensor, sampler: SamplerSettings, latent_dim: int | None) -> LDCVAEConfig:
+def _config(
+    images: Tensor, autoencoder: AutoencoderSettings, sampler: SamplerSettings, latent_dim: int | None
+) -> LDCVAEConfig:
     """Networks that suit the images: those of the pipeline's defaults for tiny ones, convolutions for larger ones."""
     tiny = max(images.shape[2:]) < 16
     dim = latent_dim or (8 if tiny else 16)
@@ -194,6 +198,7 @@ def _config(images: Tensor, sampler: SamplerSettings, latent_dim: int | None) ->
         latent_dim=dim,
         width=128 if tiny else 32,
         depth=2 if tiny else 1,
+        inverse_temperature=autoencoder.inverse_temperature,
         sampler_width=sampler.width,
         sampler_depth=sampler.depth,
         **base_fields(dim, _components(sampler)),

@@ -129,6 +129,10 @@ class LDCVAE(
         config = LDCVAEConfig(image_shape, latent_dim, "custom", likelihood=likelihood, logits=logits)
         return cls(config, encoder, decoder)
 
+    def update_config(self, **changes: Any) -> None:
+        """Other values in the configuration that `save_pretrained` writes; weights stay as they are."""
+        self.config = self._hub_mixin_config = replace(self.config, **changes)
+
     def reset_sampler(self, width: int, depth: int, base_components: int) -> None:
         """An untrained sampler net of another size, with a base mixture of so many components (0: N(0, I)).
 
@@ -136,8 +140,7 @@ class LDCVAE(
         """
         where = self.device
         base = base_fields(self.config.latent_dim, base_components)
-        self.config = replace(self.config, sampler_width=width, sampler_depth=depth, **base)
-        self._hub_mixin_config = self.config  # what save_pretrained writes
+        self.update_config(sampler_width=width, sampler_depth=depth, **base)
         self._build_sampler()
         self.to(where)
 

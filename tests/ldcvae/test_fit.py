@@ -1,6 +1,7 @@
 """The front door: `fit` and `fit_sampler` on tensors, own networks and autoencoders of other libraries."""
 
 import copy
+import json
 import runpy
 from pathlib import Path
 
@@ -57,6 +58,17 @@ def test_the_seed_fixes_the_model_and_the_callers_random_numbers_go_on(digits):
     assert not same(first, fit(digits[:100], **SHORT, seed=4))
     torch.manual_seed(1)
     assert torch.equal(after, torch.rand(1))
+
+
+def test_the_model_knows_the_lambda_it_was_trained_with(digits, tmp_path):
+    warm = SHORT | {"autoencoder": AutoencoderSettings(epochs=1, batch_size=20, inverse_temperature=7.0)}
+    own = LDCVAE.from_networks(*networks(), image_shape=(1, 8, 8), latent_dim=3)
+    for given in (None, own, LDCVAE(LDCVAEConfig((1, 8, 8), 2))):
+        model = fit(digits[:60], given, **warm)
+        terms = model.log_density(digits[:5])
+        torch.testing.assert_close(terms.elbo, -7.0 * terms.reconstruction - terms.kl)
+        model.save_pretrained(tmp_path)
+        assert json.loads((tmp_path / "config.json").read_text())["inverse_temperature"] == 7.0
 
 
 def test_uint8_and_floats_are_the_same_images(digits):
