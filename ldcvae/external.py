@@ -5,6 +5,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
+from ldcvae.losses import LEAST_LOG_VARIANCE
+
 __all__ = [
     "CallableDecoder",
     "CallableEncoder",
@@ -22,8 +24,6 @@ Encode = Callable[[Tensor], Tensor | tuple[Tensor, Tensor]]
 Decode = Callable[[Tensor], Tensor]
 """Latents (B, d) -> images (B, C, H, W) in [0, 1]."""
 
-_POINT = -16.0  # log variance of a point: the least that a posterior may have
-
 
 class CallableEncoder(nn.Module):
     """`encode` as an encoder (B, C, H, W) -> (B, 2d); no module inside, so that nobody else's weights are saved."""
@@ -35,7 +35,9 @@ class CallableEncoder(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """Means and log variances side by side."""
         encoded = self.__dict__["encode"](images)
-        mean, log_variance = encoded if isinstance(encoded, tuple) else (encoded, torch.full_like(encoded, _POINT))
+        mean, log_variance = (
+            encoded if isinstance(encoded, tuple) else (encoded, torch.full_like(encoded, LEAST_LOG_VARIANCE))
+        )
         return torch.cat([mean, log_variance], 1)
 
 

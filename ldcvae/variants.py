@@ -206,6 +206,7 @@ class Generator:
         passes: `(budget, d)` -> passes of a network, or scores of a density, that a latent costs.
         reads: dotted keys of the configuration that its fit depends on; its figures are kept under their values.
         needs: package that must be installed, and how.
+        fitted: whether there is anything to fit, whose seconds count.
     """
 
     name: str
@@ -218,6 +219,7 @@ class Generator:
     passes: Callable[[Budget, int], int] = field(default=lambda budget, dim: 0)
     reads: tuple[str, ...] = ()
     needs: tuple[str, str] | None = None
+    fitted: bool = True
 
     @property
     def stages(self) -> tuple[str, ...]:
@@ -272,7 +274,7 @@ def sampler_net(direction: Direction) -> Generator:
 
 GENERATORS: Registry[Generator] = Registry("generator")
 for _generator in (
-    Generator("prior", "{prior}", lazy(f"{_FITS}:prior"), "closed"),
+    Generator("prior", "{prior}", lazy(f"{_FITS}:prior"), "closed", fitted=False),
     Generator("gaussian", "Gaussian fit", lazy(f"{_FITS}:gaussian"), "closed"),
     Generator(
         "gmm", "GMM, {components} components", lazy(f"{_FITS}:mixture"), "closed", reads=("evaluate.gmm_components",)
@@ -313,4 +315,4 @@ for _direction in DIRECTIONS.values():
 GENERATORS.register(
     Generator("sampler", "sampler net", lazy(f"{_FITS}:own_sampler"), "own", passes=lambda budget, dim: 1)
 )
-GENERATORS.register(Generator("encoder", "encoder posterior", lazy(f"{_FITS}:posterior"), "bound"))
+GENERATORS.register(Generator("encoder", "encoder posterior", lazy(f"{_FITS}:posterior"), "bound", fitted=False))

@@ -173,9 +173,7 @@ def _any_stage(arguments: Sequence[str] | None = None) -> None:
 
 
 # What the console scripts ldcvae-run, ldcvae-tune, … call.
-run, prepare, train, sample, evaluate, report, tune, compare = (
-    partial(main, stage) for stage in ("run", "prepare", "train", "sample", "evaluate", "report", "tune", "compare")
-)
+run, prepare, train, sample, evaluate, report, tune, compare = (partial(main, stage) for stage in SECTIONS)
 
 if __name__ == "__main__":
     _any_stage()

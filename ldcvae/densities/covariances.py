@@ -12,7 +12,6 @@ __all__ = [
     "base_fields",
     "base_note",
     "choose_covariances",
-    "covariance_kind",
     "draws_to_fit",
 ]
 
@@ -56,16 +55,6 @@ def choose_covariances(dim: int, components: int) -> Covariances:
     if components * dim * rank <= FACTOR_NUMBERS:
         return Covariances("low_rank", rank)
     return Covariances("diagonal", 0)
-
-
-def covariance_kind(dim: int, components: int) -> Kind:
-    """The kind that `choose_covariances` chooses.
-
-    Example:
-        >>> [covariance_kind(d, 10) for d in (8, 64, 65, 512, 4096)]
-        ['full', 'full', 'low_rank', 'low_rank', 'diagonal']
-    """
-    return choose_covariances(dim, components).kind
 
 
 def draws_to_fit(dim: int, components: int, kind: str) -> int:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import one_hot
 
-__all__ = ["fit_mixture", "start"]
+__all__ = ["device_to_fit_on", "fit_mixture", "start"]
 
 ROWS = 8192  # at a time: responsibilities of all rows would not fit beside a GPU's other work
 BLOCK_BYTES = 144 * 2**20  # of a block's features: all 8,192 rows up to d = 64, fewer where d² makes them wide
@@ -53,11 +53,7 @@ def fit_mixture(
         >>> sorted(zip(weights.tolist(), means[:, 0].tolist()))
         [(0.25, -3.0), (0.75, 3.0)]
     """
-    if z.ndim != 2 or components < 1 or z.shape[0] < max(2, components):
-        raise ValueError(f"fit needs components >= 1 and as many rows, got {components} and {tuple(z.shape)}")
-    # Apple's GPUs have no float64, and in float32 second moments about the mean lose narrow components.
-    where = torch.device("cpu") if z.device.type == "mps" else z.device
-    data = z.detach().to(where, torch.float64)
+    data = z.detach().to(device_to_fit_on(z, components), torch.float64)
     labels = start(data, components, seed)
     centre = data.mean(0)
     data = data - centre
@@ -88,6 +84,18 @@ def fit_mixture(
         if abs(gain) < tolerance:
             break
     return weights.to(z), (means + centre).to(z), covariances.to(z)
+
+
+def device_to_fit_on(z: Tensor, components: int) -> torch.device:
+    """Where latents (n, d) are fitted in float64: where they are, if that has it.
+
+    Raises:
+        ValueError: with fewer rows than components.
+    """
+    if z.ndim != 2 or components < 1 or z.shape[0] < max(2, components):
+        raise ValueError(f"fit needs components >= 1 and as many rows, got {components} and {tuple(z.shape)}")
+    # Apple's GPUs have no float64, and in float32 second moments about the mean lose narrow components.
+    return torch.device("cpu") if z.device.type == "mps" else z.device
 
 
 def start(data: Tensor, components: int, seed: int, steps: int = 300) -> Tensor:

@@ -69,11 +69,9 @@ def fit_factor_mixture(
         >>> sorted(zip(weights.tolist(), means[:, 0].tolist()))
         [(0.25, -3.0), (0.75, 3.0)]
     """
-    if z.ndim != 2 or components < 1 or z.shape[0] < max(2, components):
-        raise ValueError(f"fit needs components >= 1 and as many rows, got {components} and {tuple(z.shape)}")
+    where = em.device_to_fit_on(z, components)
     if not 0 <= rank < max(2, z.shape[1]):
         raise ValueError(f"rank must lie in 0 .. d - 1 for d = {z.shape[1]}, got {rank}")
-    where = torch.device("cpu") if z.device.type == "mps" else z.device  # Apple's GPUs have no float64
     data = z.detach().to(where)  # blocks of it are made float64: as a whole it may be large
     labels = em.start(data, components, seed, _KMEANS_STEPS)
     centre = data.mean(0, dtype=torch.float64)

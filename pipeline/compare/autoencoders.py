@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from ldcvae.encodings import Encodings
-from ldcvae.losses import as_float
+from ldcvae.losses import LEAST_LOG_VARIANCE, as_float
 from ldcvae.model import LDCVAE
 from ldcvae.training.autoencoder import AutoencoderPhase
 from ldcvae.training.encode import encode_split
@@ -16,7 +16,7 @@ from ldcvae.training.world import World
 from ldcvae.variants import AUTOENCODERS
 from pipeline.compare.cells import Cell, StoredAutoencoder
 from pipeline.config.sections import TrainConfig
-from pipeline.judge.figures import Judge, Reference
+from pipeline.judge.figures import Reference
 from pipeline.store.checkpoint import NewestCheckpoint
 from pipeline.store.data.shards import load_split
 from pipeline.store.data.splits import some_images, training_images
@@ -24,8 +24,6 @@ from pipeline.store.model import build_model
 from pipeline.store.run import Run
 
 __all__ = ["train_autoencoder", "train_settings"]
-
-_POINT = -16.0  # log variance of a deterministic encoder's posterior: the least that a posterior may have
 
 
 def train_settings(name: str, setting: float | None, config: TrainConfig) -> TrainConfig:
@@ -52,7 +50,9 @@ def _encode(model: LDCVAE, run: Run, train: Any, point: bool) -> dict[str, Encod
     parts = {"train": encode_split(model, train)}
     parts |= {split: model.encodings(load_split(run, split).pixels) for split in ("validation", "test")}
     if point:
-        parts = {name: Encodings(part.mean, torch.full_like(part.mean, _POINT)) for name, part in parts.items()}
+        parts = {
+            name: Encodings(part.mean, torch.full_like(part.mean, LEAST_LOG_VARIANCE)) for name, part in parts.items()
+        }
     return parts
 
 
@@ -107,7 +107,7 @@ def train_autoencoder(run: Run, cell: Cell, reference: Reference) -> dict[str, A
         with torch.no_grad():
             prior = Encodings(*learnt(model.encoder))
     stored = StoredAutoencoder(model, encodings, prior)
-    judge = Judge(reference.extractor, reference.features["test"], config.evaluate.neighbours, device)
+    judge = reference.judge("test", config.evaluate.neighbours, device)
     figures = judge.reconstruction(model, load_split(run, "test").pixels)
     found = {
         "cell": cell.job,

@@ -11,7 +11,7 @@ from ldcvae.training.heap import peak_mb, reset_peak
 from ldcvae.training.world import keyed_generator
 from ldcvae.variants import GENERATORS
 from pipeline.compare.cells import Cell, StoredAutoencoder, read_autoencoder
-from pipeline.judge.figures import DrawJudge, Judge, Reference, decode
+from pipeline.judge.figures import DrawJudge, Reference, decode
 from pipeline.judge.generators import budget_of
 from pipeline.judge.pages.pictures import image_grid
 from pipeline.store.checkpoint import NewestCheckpoint
@@ -25,10 +25,7 @@ _GRID = 8  # images per side of a cell's sample grid
 def _judged(run: Run, stored: StoredAutoencoder, draw: Draw, seed: int, reference: Reference) -> dict[str, Any]:
     """FD to the validation images, by which candidates are chosen; figures of test images; a grid as PNG."""
     model, settings = stored.model, run.config.evaluate
-    validation, test = (
-        Judge(reference.extractor, reference.features[split], settings.neighbours, model.device)
-        for split in ("validation", "test")
-    )
+    validation, test = (reference.judge(split, settings.neighbours, model.device) for split in ("validation", "test"))
 
     def noise(purpose: str, number: int = 0) -> torch.Generator:
         return keyed_generator(model.device, seed, "compare", "judge", purpose, number)

@@ -8,6 +8,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from ldcvae.variants import AUTOENCODERS, GENERATORS
 from pipeline import prepare
 from pipeline.compare.claims import goals
@@ -15,7 +17,7 @@ from pipeline.compare.page import make_page, markdown_table
 from pipeline.compare.schedule import SELECTOR, Schedule
 from pipeline.config.errors import ConfigError, PipelineError
 from pipeline.config.sections import Config
-from pipeline.judge.figures import Judge, Reference, make_reference
+from pipeline.judge.figures import Reference, make_reference
 from pipeline.judge.generators import budget_of
 from pipeline.judge.pages.render import machine
 from pipeline.remote.connect import connect
@@ -52,12 +54,10 @@ def _results(run: Run, reference: Reference, found: dict[str, dict[str, Any]]) -
             }
             passes = record.passes(budget, config.model.latent_dim)
             rows.append(about | {"bound": record.kind == "bound", "passes": passes} | row)
-            if generator in ("prior", "encoder"):  # nothing is fitted: what the clock says is noise
+            if not record.fitted:  # what the clock says is noise
                 for part in ("figures", "spread"):
                     row[part]["seconds"] = None
-    judge = Judge(
-        reference.extractor, reference.features["test"], evaluate.neighbours, reference.features["test"].device
-    )
+    judge = reference.judge("test", evaluate.neighbours, torch.device("cpu"))
     others = reference.extractor(some_images(training_images(run), evaluate.num_images, config.seed, "floor"))
     return {
         "schema": 1,

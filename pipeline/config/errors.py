@@ -1,6 +1,6 @@
 """Errors whose message is all that a user needs: the command line prints them without a traceback."""
 
-__all__ = ["ConfigError", "PipelineError"]
+__all__ = ["ConfigError", "MissingFileError", "PipelineError"]
 
 
 class PipelineError(Exception):
@@ -9,3 +9,7 @@ class PipelineError(Exception):
 
 class ConfigError(PipelineError):
     """The configuration is wrong; the message lists every mistake."""
+
+
+class MissingFileError(PipelineError):
+    """A file is not there; the message names it."""

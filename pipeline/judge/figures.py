@@ -43,6 +43,10 @@ class Reference:
     extractor: Extractor
     features: dict[str, Tensor]
 
+    def judge(self, split: str, neighbours: int, device: torch.device) -> "Judge":
+        """The judge that compares with the images of a split."""
+        return Judge(self.extractor, self.features[split], neighbours, device)
+
 
 def make_reference(run: Run, *splits: str) -> Reference:
     """The reference of a run's data set.

@@ -20,7 +20,7 @@ from typing import IO, Any
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
-from pipeline.config.errors import ConfigError, PipelineError
+from pipeline.config.errors import ConfigError, MissingFileError, PipelineError
 
 __all__ = ["Folder", "fingerprint", "sha256"]
 
@@ -161,7 +161,7 @@ class Folder:
             try:
                 return self.filesystem.cat_file(self.path(name))
             except FileNotFoundError:
-                raise PipelineError(f"{self.url}/{name} does not exist") from None
+                raise MissingFileError(f"{self.url}/{name} does not exist") from None
 
     @contextmanager
     def open(self, name: str) -> Iterator[IO[bytes]]:
@@ -176,7 +176,7 @@ class Folder:
             try:
                 handle = self.filesystem.open(self.path(name), "rb", **options)
             except FileNotFoundError:
-                raise PipelineError(f"{self.url}/{name} does not exist") from None
+                raise MissingFileError(f"{self.url}/{name} does not exist") from None
             with handle:
                 yield handle
 

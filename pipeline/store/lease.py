@@ -97,9 +97,10 @@ class _Lease:
     def _bytes(self) -> bytes:
         return json.dumps(self.content | {"renewed": time.time()}).encode()
 
-    def _own(self) -> bool:
+    def _other(self) -> dict[str, Any] | None:
+        """Who holds the folder in this process's place, or None."""
         holder = _read(self.folder)
-        return holder is not None and holder["owner"] == self.content["owner"]
+        return holder if holder is not None and holder["owner"] != self.content["owner"] else None
 
     def take(self) -> None:
         """Make the folder this process's.
@@ -113,14 +114,14 @@ class _Lease:
                 _refuse(self.folder, holder)
             self.folder.write(LOCK, self._bytes())
             time.sleep(_SETTLE)
-            if not self._own() and (holder := _read(self.folder)) is not None:
-                _refuse(self.folder, holder)
+            if (winner := self._other()) is not None:
+                _refuse(self.folder, winner)
         self._thread.start()
 
     def _renew(self) -> None:
         while not self._stop.wait(_RENEWED_EVERY):
             try:
-                if not self._own() and _read(self.folder) is not None:
+                if self._other() is not None:
                     # Suspended for longer than EXPIRY, and another process went on: two must not write.
                     print(f"\nerror: another process has taken over {self.folder.url}", file=sys.stderr, flush=True)
                     # No exception in the main thread: it may sit inside a library, and background jobs ignore SIGINT.
@@ -134,7 +135,7 @@ class _Lease:
         self._stop.set()
         self._thread.join()
         try:
-            if self._own():
+            if self._other() is None:
                 self.folder.remove(LOCK)
         except PipelineError:
             pass  # it expires

@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 from importlib.metadata import version
 from typing import Any
 
-from pipeline.config.errors import ConfigError, PipelineError
+from pipeline.config.errors import ConfigError, MissingFileError, PipelineError
 from pipeline.config.load import dump_yaml, parse_config
 from pipeline.config.plugins import load_plugins
 from pipeline.config.sections import Config
@@ -125,12 +125,13 @@ class Run:
         manifest = self.manifest(stage)
         if name not in manifest.outputs:
             raise PipelineError(f"{self.folder.url}/{name} is not among the outputs of {stage}/manifest.json")
-        if not self.folder.exists(name):
+        try:
+            return self.folder.read_verified(name, manifest.outputs[name]["sha256"])
+        except MissingFileError as error:
             raise PipelineError(
-                f"{self.folder.url}/{name} does not exist, although {stage}/manifest.json lists it: run "
+                f"{error}, although {stage}/manifest.json lists it: run "
                 f"`python -m pipeline.{STAGES[stage]} --force` with the same config"
-            )
-        return self.folder.read_verified(name, manifest.outputs[name]["sha256"])
+            ) from None
 
     @property
     def data(self) -> Manifest:
@@ -145,9 +146,8 @@ class Run:
 
     def _current(self, stage: str, wanted: str) -> Manifest | None:
         """The manifest, if it matches the inputs and every output it names is there in its full size."""
-        if not self.has(stage) or self.manifest(stage).fingerprint != wanted:
+        if not self.has(stage) or (manifest := self.manifest(stage)).fingerprint != wanted:
             return None
-        manifest = self.manifest(stage)
         for name, entry in manifest.outputs.items():
             if not self.folder.exists(name) or self.folder.size(name) != entry["bytes"]:
                 return None

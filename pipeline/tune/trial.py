@@ -24,7 +24,7 @@ from ldcvae.training.monitor import NonFiniteLossError
 from ldcvae.training.phase import Phase
 from ldcvae.training.sampler import SamplerPhase
 from ldcvae.training.world import World, keyed_generator
-from pipeline.judge.figures import MAXIMISED, Judge, Reference, decode
+from pipeline.judge.figures import MAXIMISED, Reference, decode
 from pipeline.judge.pages.pictures import image_grid
 from pipeline.remote.failures import failure_reason
 from pipeline.store.checkpoint import NewestCheckpoint
@@ -89,15 +89,15 @@ class _Running:
         self.run, self.config, self.trial = trial.run, trial.run.config, trial
         self.world, self.report = world, report
         reference = trial.reference
-        self.judge = Judge(
-            reference.extractor, reference.features["validation"], self.config.evaluate.neighbours, world.device
-        )
+        self.judge = reference.judge("validation", self.config.evaluate.neighbours, world.device)
         self.checkpoints = NewestCheckpoint(self.run.folder / f"tune/checkpoints/{trial.study}/{trial.number:05d}")
         self.state = self.checkpoints.load()
         self.before = self.state["seconds"] if self.state else 0.0
         self.started = time.perf_counter()
         torch.manual_seed(self.config.seed)  # initial weights; everything later is keyed by step
         self.model = build_model(self.config, reference.shape).to(world.device)
+        if self.state is not None:
+            self.model.load_state_dict(self.state["model"])
 
     def train(self) -> None:
         config, world, shared = self.config, self.world, self.trial.shared
@@ -117,11 +117,7 @@ class _Running:
             encodings, held_out = (encode_split(self.model, images, world) for images in (train, validation))
             reconstruction = reconstruction_error(self.model.reconstruct, validation, world.device)
             offset = config.tune.reports
-        begun = None
-        if self.state is not None:
-            self.model.load_state_dict(self.state["model"])
-            begun = self.state["phase"]
-        fused = bool(config.train.fused)
+        fused, begun = bool(config.train.fused), self.state["phase"] if self.state is not None else None
         second = SamplerPhase(self.model, encodings, held_out, config.sampler, world, config.seed, fused, begun)
         reports = config.tune.reports
         for step in second.blocks(math.ceil(config.sampler.steps / reports)):
@@ -143,17 +139,14 @@ class _Running:
     def _autoencoder(self, train: Any, validation: Tensor) -> None:
         """Phase 1, unless the checkpoint is past it."""
         config, world = self.config, self.world
-        settings = config.train
         if self.state is not None and self.state["phase"]["phase"] == SamplerPhase.name:
-            self.model.load_state_dict(self.state["model"])
             return
-        first = AutoencoderPhase(self.model, train, validation, settings, world, config.seed)
+        first = AutoencoderPhase(self.model, train, validation, config.train, world, config.seed)
         if self.state is not None:
-            self.model.load_state_dict(self.state["model"])
             first.load(self.state["phase"])
             self.state = None
         reports = config.tune.reports
-        every = math.ceil(settings.epochs / reports)
+        every = math.ceil(config.train.epochs / reports)
         some = some_images(train, config.tune.num_images, config.seed, "bound")
 
         def encoder_draws(n: int, generator: torch.Generator) -> Tensor:
@@ -167,8 +160,8 @@ class _Running:
             return torch.cat(parts)
 
         for epoch in first.epochs():
-            if epoch % every == 0 or epoch == settings.epochs:
-                progress = max(1, reports * epoch // settings.epochs)
+            if epoch % every == 0 or epoch == config.train.epochs:
+                progress = max(1, reports * epoch // config.train.epochs)
                 self._intermediate(first, progress, encoder_draws, first.history[-1]["validation_mse"])
         first.adopt_average()
 
