@@ -98,13 +98,14 @@ def run(run: Run, force: bool = False) -> Manifest:
 def _tell(metrics: dict[str, Any]) -> None:
     """The table in the terminal."""
     figure = metrics["extractor"]["figure"]
+    width = max(10, *(len(name) + 1 for name in metrics["generators"]))
     say(
-        f"{'latents':10}{figure:>18}{'precision':>11}{'recall':>8}{'density':>9}{'coverage':>10}{'MMD²·1e3':>10}{'latents/s':>13}"
+        f"{'latents':{width}}{figure:>18}{'precision':>11}{'recall':>8}{'density':>9}{'coverage':>10}{'MMD²·1e3':>10}{'latents/s':>13}"
     )
     for name, row in metrics["generators"].items():
         fd = f"{row['fd']:.3f} ± {row['spread']['fd']:.3f}"
         say(
-            f"{name:10}{fd:>18}{row['precision']:>11.3f}{row['recall']:>8.3f}{row['density']:>9.3f}"
+            f"{name:{width}}{fd:>18}{row['precision']:>11.3f}{row['recall']:>8.3f}{row['density']:>9.3f}"
             f"{row['coverage']:>10.3f}{row['mmd2'] * 1e3:>10.2f}{row['latents_per_s']:>13,.0f}"
         )
     say(
