@@ -29,7 +29,7 @@ def mnist(tmp_path):
     rng = np.random.default_rng(0)
     train, test = rng.integers(0, 256, (2, 6, 4, 5), dtype=np.uint8)
     (tmp_path / "train-images-idx3-ubyte").write_bytes(idx(train))
-    (tmp_path / "train-labels-idx1-ubyte.gz").write_bytes(gzip.compress(idx(np.arange(6, dtype=np.uint8))))
+    (tmp_path / "train-labels-idx1-ubyte.gz").write_bytes(gzip.compress(idx(np.arange(6, dtype=np.uint8)), mtime=0))
     (tmp_path / "t10k-images-idx3-ubyte").write_bytes(idx(test[:2]))
     (tmp_path / "t10k-labels-idx1-ubyte").write_bytes(idx(np.array([5, 0], np.uint8)))
     return tmp_path, train, test[:2]
@@ -75,13 +75,28 @@ def test_idx_without_labels_and_test(mnist):
         ("train-images-idx3-ubyte", idx(np.zeros((6, 4, 5), np.uint8))[:-1], r"header says \(6, 4, 5\), 120 bytes"),
         ("train-images-idx3-ubyte", b"\0\0\x08\x03" + b"\xff" * 12, "is damaged"),
         ("train-labels-idx1-ubyte.gz", b"not gzip", "is damaged"),
-        ("train-labels-idx1-ubyte.gz", gzip.compress(idx(np.arange(6, dtype=np.uint8)))[:-9], "is damaged"),
-        ("train-labels-idx1-ubyte.gz", gzip.compress(idx(np.arange(5, dtype=np.uint8))), "5 labels, .* 6 images"),
+        ("train-labels-idx1-ubyte.gz", gzip.compress(idx(np.arange(6, dtype=np.uint8)), mtime=0)[:-9], "is damaged"),
+        (
+            "train-labels-idx1-ubyte.gz",
+            gzip.compress(idx(np.arange(5, dtype=np.uint8)), mtime=0),
+            "5 labels, .* 6 images",
+        ),
         (
             "t10k-images-idx3-ubyte",
             idx(np.zeros((2, 3, 3), np.uint8)),
             r"images are \(3, 3\), the training images \(4, 5\)",
         ),
+    ],
+    # Named, since pytest would write the bytes themselves, and pytest-xdist wants the same names in each process.
+    ids=[
+        "empty",
+        "labels for images",
+        "cut short",
+        "header of 2^32",
+        "no gzip",
+        "gzip cut short",
+        "too few",
+        "other size",
     ],
 )
 def test_corrupted_idx_is_named(mnist, name, content, message):
