@@ -33,8 +33,11 @@ SECTIONS = {
     "report": ("report",),
     "tune": ("tune", "model", "train", "sampler", "evaluate", "ray"),
     "compare": ("compare", "model", "train", "sampler", "evaluate", "ray"),
+    "verify": (),
 }
 """Stage -> sections of the configuration that it reads; every stage reads name, storage and seed."""
+
+_ONLY_READ = {"verify"}  # stages that write nothing: no lock, which read-only storage would refuse, and no --force
 
 
 def _keys(sections: Sequence[str] | None) -> str:
@@ -93,9 +96,10 @@ def _parser(stage: str) -> argparse.ArgumentParser:
         add_help=False,
     )
     parser.add_argument(
-        "--config", metavar="FILE", help="YAML file; without it the defaults, those of configs/digits.yaml"
+        "--config", metavar="FILE", help="YAML file or URL; without it the defaults, those of configs/digits.yaml"
     )
-    parser.add_argument("--force", action="store_true", help="run even if inputs and config are unchanged")
+    if stage not in _ONLY_READ:
+        parser.add_argument("--force", action="store_true", help="run even if inputs and config are unchanged")
     parser.add_argument("--version", action="version", version=f"ldcvae {__version__}")
     parser.add_argument(
         "-h", "--help", action=_Help, sections=SECTIONS[stage], help="this text, with the keys that the stage reads"
@@ -121,6 +125,9 @@ def main(stage: str, arguments: Sequence[str] | None = None) -> None:
         work: Callable[..., Any] = importlib.import_module(f"pipeline.{stage}").run
         _quiet()
         run = open_run(config, tuple(options.plugin))
+        if stage in _ONLY_READ:
+            work(run)
+            return
         with held(run.folder, stage):
             work(run, options.force)
     except ConfigError as error:
@@ -173,7 +180,7 @@ def _any_stage(arguments: Sequence[str] | None = None) -> None:
 
 
 # What the console scripts ldcvae-run, ldcvae-tune, … call.
-run, prepare, train, sample, evaluate, report, tune, compare = (partial(main, stage) for stage in SECTIONS)
+run, prepare, train, sample, evaluate, report, tune, compare, verify = (partial(main, stage) for stage in SECTIONS)
 
 if __name__ == "__main__":
     _any_stage()

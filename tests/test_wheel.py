@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-STAGES = ("run", "prepare", "train", "sample", "evaluate", "report", "tune", "compare")
+STAGES = ("run", "prepare", "train", "sample", "evaluate", "report", "tune", "compare", "verify")
 
 
 def shell(*words, cwd, **environment):

@@ -32,7 +32,7 @@ def load_config(path: str | Path | None = None, overrides: Sequence[str] = ()) -
     """Read a YAML file (or the defaults), apply `key=value` overrides and validate.
 
     Args:
-        path: YAML file; None for the defaults.
+        path: YAML file or its URL, as of a run's `config.yaml` on S3; None for the defaults.
         overrides: dotted assignments such as `train.epochs=20`; values are YAML.
 
     Raises:
@@ -41,7 +41,7 @@ def load_config(path: str | Path | None = None, overrides: Sequence[str] = ()) -
     content: Any = {}
     if path is not None:
         try:
-            content = yaml.load(_find(Path(path)).read_text("utf-8"), _Loader) or {}  # noqa: S506  # a SafeLoader
+            content = yaml.load(_read(str(path)), _Loader) or {}  # noqa: S506  # a SafeLoader
         except FileNotFoundError:
             raise ConfigError(f"config file {path} does not exist") from None
         except (OSError, ValueError, yaml.YAMLError) as error:
@@ -58,6 +58,20 @@ def load_config(path: str | Path | None = None, overrides: Sequence[str] = ()) -
             raise ConfigError(f"override {item!r}: the value is not YAML: {error}") from None
         _assign(content, key, value)
     return parse_config(content)
+
+
+def _read(path: str) -> str:
+    if "://" not in path:
+        return _find(Path(path)).read_text("utf-8")
+    import fsspec  # which a file on this machine need not wait for
+
+    try:
+        with fsspec.open(path, "rt", encoding="utf-8") as file:
+            return str(file.read())
+    except (OSError, ValueError):
+        raise
+    except Exception as error:  # clients of object stores have exceptions of their own
+        raise ConfigError(f"config file {path} cannot be read: {error}") from None
 
 
 def _find(path: Path) -> Path:

@@ -14,7 +14,7 @@ from pipeline.config.errors import ConfigError, PipelineError
 from pipeline.config.load import Config, describe_keys, dump_yaml, load_config
 
 ROOT = Path(__file__).parents[2]
-STAGES = ("run", "prepare", "train", "sample", "evaluate", "report", "tune", "compare")
+STAGES = ("run", "prepare", "train", "sample", "evaluate", "report", "tune", "compare", "verify")
 
 
 def mistakes(*overrides):
@@ -441,3 +441,12 @@ def test_the_shipped_digits_file_is_the_defaults():
 @pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*.yaml")), ids=lambda path: path.name)
 def test_every_shipped_config_is_valid(path):
     assert load_config(path).name
+
+
+def test_a_file_at_a_url(tmp_path):
+    (tmp_path / "c.yaml").write_text("model: {latent_dim: 5}")
+    assert load_config(f"file://{tmp_path}/c.yaml", ["seed=3"]).model.latent_dim == 5
+    with pytest.raises(ConfigError, match=r"config file file://.*/no\.yaml does not exist"):
+        load_config(f"file://{tmp_path}/no.yaml")
+    with pytest.raises(ConfigError, match=r"config file nosuch://a is not readable YAML: .*nosuch"):
+        load_config("nosuch://a")
