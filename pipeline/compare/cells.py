@@ -13,15 +13,20 @@ from safetensors.torch import load, save
 from ldcvae.encodings import Encodings
 from ldcvae.model import LDCVAE
 from ldcvae.variants import AUTOENCODERS, GENERATORS
+from pipeline.config.errors import PipelineError
 from pipeline.config.sections import Config
 from pipeline.judge.generators import read_keys
 from pipeline.store.folder import Folder, fingerprint, sha256
 from pipeline.store.model import build_model
 from pipeline.store.run import Run
+from pipeline.store.schema import Record, parse_as
 
-__all__ = ["Cell", "StoredAutoencoder", "autoencoder_cell", "generator_cell", "read_autoencoder"]
+__all__ = ["Cell", "StoredAutoencoder", "autoencoder_cell", "generator_cell", "read_autoencoder", "read_record"]
 
 _FORMAT = 2  # of what cells compute and keep; another value makes all that were kept stale
+
+_FILES = ("model.safetensors", "encodings.safetensors")
+_AGAIN = "delete that cell's folder and run `python -m pipeline.compare` again"
 
 # Keys of `train` that no figure of a cell depends on, or only LDC-VAE's; a cell is trained by one process.
 _OPERATIONAL = {
@@ -140,10 +145,22 @@ class StoredAutoencoder:
             for name, tensor in self.model.state_dict().items()
             if not name.startswith(("sampler.", "base_"))
         }
-        files = {"model.safetensors": save(weights), "encodings.safetensors": save(tensors)}
+        files = dict(zip(_FILES, (save(weights), save(tensors)), strict=True))
         for name, content in files.items():
             folder.write(f"{cell.folder}/{name}", content)
         return {name: sha256(content) for name, content in files.items()}
+
+
+def read_record(folder: Folder, name: str) -> dict[str, Any]:
+    """What a finished cell has found.
+
+    Raises:
+        PipelineError: if it is no such record.
+    """
+    record: dict[str, Any] = parse_as(Record, folder.read(name), f"{folder.url}/{name}", _AGAIN)
+    if "failure" not in record and (record.get("figures") or {}).get("fd") is None:
+        raise PipelineError(f"{folder.url}/{name} is damaged: neither figures nor a failure; {_AGAIN}")
+    return record
 
 
 def read_autoencoder(run: Run, cell: Cell, shape: tuple[int, int, int]) -> StoredAutoencoder:
@@ -153,11 +170,11 @@ def read_autoencoder(run: Run, cell: Cell, shape: tuple[int, int, int]) -> Store
         PipelineError: if a file is missing or damaged.
     """
     folder = f"compare/cells/{cell.job['parent']}"
-    hashes = run.folder.read_json(f"{folder}/record.json")["files"]
-    weights, tensors = (
-        load(run.folder.read_verified(f"{folder}/{name}", hashes[name]))
-        for name in ("model.safetensors", "encodings.safetensors")
-    )
+    record = read_record(run.folder, f"{folder}/record.json")
+    hashes = record.get("files", {})
+    if missing := [name for name in _FILES if name not in hashes]:
+        raise PipelineError(f"{run.folder.url}/{folder}/record.json does not list {missing[0]}; {_AGAIN}")
+    weights, tensors = (load(run.folder.read_verified(f"{folder}/{name}", hashes[name])) for name in _FILES)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(cell.job["seed"])  # of the sampler net's initial weights
         model = build_model(run.config, shape)

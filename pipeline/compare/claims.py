@@ -6,7 +6,7 @@ from typing import Any
 
 from ldcvae.variants import AUTOENCODERS, GENERATORS
 
-__all__ = ["goals"]
+__all__ = ["goals", "winner"]
 
 Row = Mapping[str, Any]
 
@@ -40,6 +40,25 @@ def _paired(one: Row, other: Row) -> bool:
 
 def _best(rows: Sequence[Row], figure: str, sign: float) -> Row | None:
     return max(rows, key=lambda row: sign * row["figures"][figure], default=None)
+
+
+def winner(rows: Sequence[Row], names: Mapping[str, str]) -> tuple[Row | None, str]:
+    """The row with the lowest FD that is no bound, if by more than the spread over seeds; else why there is none.
+
+    Args:
+        rows: as in `compare/results.json`.
+        names: autoencoder -> what to call it.
+    """
+    judged = [row for row in rows if not row["bound"] and row["figures"].get("fd") is not None]
+    first = _best(judged, "fd", -1.0)
+    second = _best([row for row in judged if row is not first], "fd", -1.0)
+    if first is None or second is None:
+        return None, ""
+    gap, spread = _gap(first, second, "fd", -1.0)
+    pair = " and ".join(f"{row['label']} on {names[row['autoencoder']]}" for row in (first, second))
+    if len(first["values"]["fd"]) < 2:
+        return None, f"{pair} differ by {gap:.2g}, and one seed tells no spread"
+    return (first, "") if gap > spread else (None, f"{pair} differ by {gap:.2g} with a spread of {spread:.2g}")
 
 
 def _better(

@@ -15,6 +15,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import NullLocator
 
 from ldcvae.variants import AUTOENCODERS, GENERATORS
+from pipeline.compare.claims import winner
 from pipeline.judge.pages.pictures import DARK, LIGHT, Picture, Theme, log_ticks, new_axes, new_figure, png_bytes
 from pipeline.judge.pages.plots import dots
 from pipeline.judge.pages.render import Entry, render
@@ -252,7 +253,8 @@ def make_page(results: Mapping[str, Any], grids: Mapping[str, bytes]) -> dict[st
     Raises:
         KeyError: if `results` lacks a key of its format.
     """
-    focus = _focus(results)
+    focus, labels = _focus(results), {one["name"]: one["label"] for one in results["autoencoders"]}
+    first, undecided = winner(results["rows"], labels) if not results.get("doubts") else (None, "")
     # The floor is measured as a generator would be; like a bound it is no candidate for the best.
     (*lines, floor), factors = _lines([*results["rows"], {"figures": results["floor"], "bound": True}], _COLUMNS)
     pictures = _pictures(results, focus)
@@ -268,9 +270,10 @@ def make_page(results: Mapping[str, Any], grids: Mapping[str, bytes]) -> dict[st
         **{"results": results, "columns": _COLUMNS, "encoder_columns": _AUTOENCODER},
         **{"lines": lines, "floor": floor, "factors": factors, "of": of, "focus": focus, "pictures": pictures},
         "encoders": _lines(results["autoencoders"], _AUTOENCODER)[0],
-        "labels": {one["name"]: one["label"] for one in results["autoencoders"]},
+        "labels": labels,
         "generators": {row["generator"]: row["label"] for row in results["rows"]},
-        "winner": _best(lines),
+        "winner": next((line for line in lines if line.record is first), None),
+        "undecided": undecided,
         "best": [best for best in map(_best, of.values()) if best],
         "sample": sample,
     }

@@ -8,7 +8,7 @@ from typing import Any
 from ldcvae.training.heap import keep_freed_memory
 from ldcvae.variants import AUTOENCODERS, GENERATORS
 from pipeline.compare.autoencoders import train_autoencoder
-from pipeline.compare.cells import Cell, autoencoder_cell, generator_cell
+from pipeline.compare.cells import Cell, autoencoder_cell, generator_cell, read_record
 from pipeline.compare.judge import judge_generator
 from pipeline.config.errors import ConfigError, PipelineError
 from pipeline.judge.figures import Reference
@@ -100,7 +100,7 @@ class Schedule:
         if cell.key in self.records:
             return self.records[cell.key]
         if self.folder.exists(cell.record):
-            record = self.folder.read_json(cell.record)
+            record = read_record(self.folder, cell.record)
             self.kept += 1
         else:
             try:

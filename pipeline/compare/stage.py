@@ -17,6 +17,7 @@ from pipeline.compare.page import make_page, markdown_table
 from pipeline.compare.schedule import SELECTOR, Schedule
 from pipeline.config.errors import ConfigError, PipelineError
 from pipeline.config.sections import Config
+from pipeline.judge.doubts import doubts, label_share
 from pipeline.judge.figures import Reference, make_reference
 from pipeline.judge.generators import budget_of
 from pipeline.judge.pages.render import machine
@@ -59,7 +60,7 @@ def _results(run: Run, reference: Reference, found: dict[str, dict[str, Any]]) -
                     row[part]["seconds"] = None
     judge = reference.judge("test", evaluate.neighbours, torch.device("cpu"))
     others = reference.extractor(some_images(training_images(run), evaluate.num_images, config.seed, "floor"))
-    return {
+    results = {
         "schema": 1,
         "name": config.name,
         "split": "test",
@@ -88,9 +89,13 @@ def _results(run: Run, reference: Reference, found: dict[str, dict[str, Any]]) -
         "command": _command(),
         "autoencoders": autoencoders,
         "rows": rows,
-        "goals": goals(rows, {name: record.label for name, record in AUTOENCODERS.items()}),
         "failures": failures,
     }
+    results["doubts"] = doubts(results, label_share(data.info["label_counts"]))
+    # What the figures cannot decide is neither met nor missed.
+    names = {name: record.label for name, record in AUTOENCODERS.items()}
+    results["goals"] = [] if results["doubts"] else goals(rows, names)
+    return results
 
 
 def _command() -> str:
@@ -152,6 +157,8 @@ def _write(folder: Folder, results: dict[str, Any]) -> tuple[list[str], dict[str
         folder.write(name, content)
     folder.write_json("compare/results.json", results)
     say(table)
+    for doubt in results["doubts"]:
+        say(f"compare: WARNING: {doubt}; so no claim is decided")
     for goal in results["goals"]:
         say(f"{'met' if goal['met'] else 'NOT met'}: {goal['claim']}: {goal['detail']}")
     say(f"compare: {folder.url}/compare/index.html")

@@ -8,6 +8,7 @@ import torch
 from ldcvae.training.encode import encode_split
 from ldcvae.training.world import keyed_generator
 from ldcvae.variants import GENERATORS
+from pipeline.judge.doubts import doubts, label_share
 from pipeline.judge.extractors import build_extractor
 from pipeline.judge.figures import DrawJudge, Judge
 from pipeline.judge.generators import fitted, read_keys
@@ -79,6 +80,8 @@ def run(run: Run, force: bool = False) -> Manifest:
         metrics, files = run_on_accelerator(run.config, _evaluate, run)
         run.folder.write_json("evaluation/metrics.json", metrics)
         _tell(metrics)
+        for doubt in doubts(metrics, label_share(data.info.get("label_counts", {}))):
+            say(f"evaluate: WARNING: {doubt}")
         names = ["evaluation/metrics.json", *files]
         return names, {"extractor": metrics["extractor"], "split": metrics["split"]}
 

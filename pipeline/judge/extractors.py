@@ -18,6 +18,7 @@ from pipeline.store.data.shards import Images, load_split
 from pipeline.store.data.splits import labelled_images
 from pipeline.store.folder import sha256
 from pipeline.store.run import Run
+from pipeline.store.schema import Classifier, parse_as
 
 __all__ = [
     "Extractor",
@@ -145,7 +146,10 @@ def stored_classifier(run: Run) -> Extractor:
         "epochs": config.evaluate.classifier_epochs,
         "memory_mb": config.train.memory_mb,
     }
-    kept = folder.read_json(f"{_CLASSIFIER}.json") if folder.exists(f"{_CLASSIFIER}.json") else {}
+    name, kept = f"{_CLASSIFIER}.json", {}
+    if folder.exists(name):
+        remedy = "delete it, and the classifier is trained again"
+        kept = parse_as(Classifier, folder.read(name), f"{folder.url}/{name}", remedy)
     if kept.get("made_of") != made_of:
         train = labelled_images(run, config.seed, "classifier")
         trained = train_classifier(train, config.evaluate.classifier_epochs, config.seed)
@@ -153,12 +157,12 @@ def stored_classifier(run: Run) -> Extractor:
         accuracy = _accuracy(trained, load_split(run, "test"))
         kept = {"made_of": made_of, "accuracy": accuracy, "sha256": sha256(content)}
         folder.write(f"{_CLASSIFIER}.safetensors", content)
-        folder.write_json(f"{_CLASSIFIER}.json", kept)
+        folder.write_json(name, kept)
     # Always as stored: the trained one's memory format would give other last bits than a later process sees.
     network = _classifier(run.shape, len(classes))
     network.load_state_dict(load(folder.read_verified(f"{_CLASSIFIER}.safetensors", kept["sha256"])))
     network.eval()
-    files = (f"{_CLASSIFIER}.json", f"{_CLASSIFIER}.safetensors")
+    files = (name, f"{_CLASSIFIER}.safetensors")
     return _extractor("classifier", kept["sha256"], network[:-1], kept["accuracy"], files)
 
 

@@ -1,6 +1,5 @@
 """Gathers what a run has produced and writes its page."""
 
-import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
@@ -14,6 +13,7 @@ from ldcvae import LDCVAE, Posterior
 from ldcvae.variants import GENERATORS
 from pipeline.config.load import dump_yaml
 from pipeline.config.sections import Config
+from pipeline.judge.doubts import clear_best, doubts, label_share
 from pipeline.judge.generators import budget_of
 from pipeline.judge.pages.pictures import Picture, image_grid
 from pipeline.judge.pages.plots import dots
@@ -25,6 +25,7 @@ from pipeline.store.history import HISTORY_FILES, parse_history
 from pipeline.store.manifest import Manifest, say
 from pipeline.store.model import load_model
 from pipeline.store.run import STAGES, Run
+from pipeline.store.schema import Metrics, parse_as
 
 __all__ = ["interpolate", "run"]
 
@@ -70,7 +71,9 @@ def _one_pass(config: Config, generators: Iterable[str]) -> list[str]:
     return [one.name for one in known if one.kind != "bound" and one.passes(budget, config.model.latent_dim) <= 1]
 
 
-def _table(metrics: Mapping[str, Any], config: Config) -> dict[str, Any]:
+def _table(
+    metrics: Mapping[str, Any], config: Config, names: Mapping[str, str], share_of_label: float | None
+) -> dict[str, Any]:
     """Cells by row and column, and what the page says in words."""
     rows = dict(metrics["generators"]) | {key: metrics[key] for key in ("floor", "reconstruction") if key in metrics}
     cells: dict[str, dict[str, Entry]] = {key: {} for key in rows}
@@ -84,11 +87,20 @@ def _table(metrics: Mapping[str, Any], config: Config) -> dict[str, Any]:
         for key, cell in zip(rows, formatted, strict=True):
             cells[key][column] = cell
     fd = {key: row["fd"] for key, row in metrics["generators"].items() if row.get("fd") is not None}
-    best = min(_one_pass(config, fd), key=lambda key: fd[key], default=None)
+    spread = {key: (metrics["generators"][key].get("spread") or {}).get("fd") or 0.0 for key in fd}
+    why = doubts(metrics, share_of_label)
+    keys = {names[key]: key for key in _one_pass(config, fd)}
+    first, undecided = clear_best({name: (fd[key], spread[key]) for name, key in keys.items()})
+    best = keys.get(first or "")
+    if why:
+        best, undecided = None, "see the warning above"
     share = None
-    if {"prior", "sampler", "encoder"} <= set(fd) and fd["prior"] > fd["encoder"]:
-        share = (fd["prior"] - fd["sampler"]) / (fd["prior"] - fd["encoder"])
-    return {"cells": cells, "factors": factors, "best": best, "share": share, "fd": fd}
+    if not why and {"prior", "sampler", "encoder"} <= set(fd):
+        gap = fd["prior"] - fd["encoder"]
+        if gap > math.hypot(spread["prior"], spread["encoder"]):
+            share = (fd["prior"] - fd["sampler"]) / gap
+    decided = {"doubts": why, "best": best, "undecided": undecided, "share": share}
+    return {"cells": cells, "factors": factors, "fd": fd} | decided
 
 
 def _planes(model: LDCVAE, images: Tensor, generator: torch.Generator) -> dict[str, Picture]:
@@ -153,13 +165,15 @@ def _galleries(model: LDCVAE, samples: np.ndarray, test: Tensor, generator: torc
 @torch.inference_mode()
 def _make(run: Run, manifests: dict[str, Manifest]) -> tuple[list[str], dict[str, Any]]:
     config, folder = run.config, run.folder
-    metrics = json.loads(run.output("evaluation", "evaluation/metrics.json"))
+    content = run.output("evaluation", "evaluation/metrics.json")
+    again = "run `python -m pipeline.evaluate --force` with the same config"
+    metrics = parse_as(Metrics, content, f"{folder.url}/evaluation/metrics.json", again)
     model = load_model(run)
     test = load_split(run, "test").pixels
     some = test[torch.linspace(0, len(test) - 1, min(MAX_POINTS, len(test))).long()].float() / 255
     generator = torch.Generator().manual_seed(config.seed)
-    table = _table(metrics, config)
     names = _names(config, metrics["generators"])
+    table = _table(metrics, config, names, label_share(manifests["data"].info.get("label_counts", {})))
     samples = _generated(run, test.shape[1:], config.report.images)
     galleries, planes = _galleries(model, samples, some, generator), _planes(model, some, generator)
     curves = training_curves(parse_history(run.output("train", HISTORY_FILES[0])))

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load, save
 
 from pipeline.config.errors import PipelineError
@@ -79,11 +80,14 @@ def load_state(folder: str | Path, name: str = "") -> dict[str, Any]:
         description = json.loads((Path(folder) / "state.json").read_text())
         structure, hashes = description["state"], (description["state_sha256"], description["sha256"])
         content = (Path(folder) / "tensors.safetensors").read_bytes()
-    except (FileNotFoundError, ValueError, KeyError, TypeError) as error:
+    except (FileNotFoundError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise PipelineError(f"checkpoint {name} is incomplete or damaged: {error}") from None
-    if (fingerprint(structure), sha256(content)) != hashes:
-        raise PipelineError(f"checkpoint {name} is damaged: its content does not match the sha256 in state.json")
-    return _join(structure, load(content))
+    try:
+        if (fingerprint(structure), sha256(content)) != hashes:
+            raise ValueError("its content does not match the sha256 in state.json")
+        return _join(structure, load(content))
+    except (KeyError, TypeError, ValueError, RecursionError, SafetensorError) as error:
+        raise PipelineError(f"checkpoint {name} is damaged: {error}") from None
 
 
 class NewestCheckpoint:

@@ -13,10 +13,13 @@ from tensorboard.compat.proto.summary_pb2 import Summary
 from tensorboard.summary.writer.record_writer import RecordWriter
 
 from pipeline.store.folder import Folder
+from pipeline.store.schema import Line, parse_as
 
 __all__ = ["HISTORY_FILES", "parse_history", "read_history", "write_history"]
 
 HISTORY_FILES = ("train/metrics.jsonl", "train/tensorboard/events.out.tfevents.0.ldcvae")
+
+_AGAIN = "run `python -m pipeline.train --force` with the same config"
 
 
 def write_history(folder: Folder, history: list[dict[str, Any]]) -> None:
@@ -47,9 +50,15 @@ def read_history(folder: Folder) -> list[dict[str, Any]]:
     Raises:
         PipelineError: if it is not there.
     """
-    return parse_history(folder.read(HISTORY_FILES[0]))
+    return parse_history(folder.read(HISTORY_FILES[0]), f"{folder.url}/{HISTORY_FILES[0]}")
 
 
-def parse_history(content: bytes) -> list[dict[str, Any]]:
-    """The records of that file's content."""
-    return [json.loads(line) for line in content.decode().splitlines()]
+def parse_history(content: bytes, name: str = HISTORY_FILES[0]) -> list[dict[str, Any]]:
+    """The records of that file's content.
+
+    Raises:
+        PipelineError: naming a line that is no record.
+    """
+    return [
+        parse_as(Line, line, f"{name}, line {number}", _AGAIN) for number, line in enumerate(content.splitlines(), 1)
+    ]

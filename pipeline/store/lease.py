@@ -20,6 +20,7 @@ from typing import Any
 
 from pipeline.config.errors import PipelineError
 from pipeline.store.folder import Folder
+from pipeline.store.schema import Holder, parse_as
 
 __all__ = ["EXPIRY", "LOCK", "held"]
 
@@ -63,10 +64,10 @@ def _is_dead(holder: dict[str, Any]) -> bool:
 def _read(folder: Folder) -> dict[str, Any] | None:
     """The holder, or None; a lock that cannot be read is nobody's."""
     try:
-        holder = json.loads(folder.read(LOCK))
-        return holder if isinstance(holder["renewed"], int | float) and holder["owner"] else None
-    except (PipelineError, ValueError, KeyError, TypeError):
+        holder: dict[str, Any] = parse_as(Holder, folder.read(LOCK), LOCK, "")
+    except PipelineError:
         return None
+    return holder
 
 
 def _refuse(folder: Folder, holder: dict[str, Any]) -> None:

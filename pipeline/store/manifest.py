@@ -56,8 +56,11 @@ def parse_manifest(content: Any) -> Manifest:
         if not isinstance(content[name], kind):
             raise ValueError(f"its {name} is {content[name]!r}")
     for name, entry in content["outputs"].items():
-        if not isinstance(entry, dict) or not {"bytes", "sha256"} <= set(entry):
+        found = (entry.get("bytes"), entry.get("sha256")) if isinstance(entry, dict) else (None, None)
+        if not (isinstance(found[0], int) and isinstance(found[1], str)):
             raise ValueError(f"{name} has no size and sha256")
+        if name.startswith("/") or ".." in name.split("/") or "://" in name:
+            raise ValueError(f"{name} lies outside the run")
     return Manifest(**content)
 
 

@@ -11,6 +11,7 @@ from torch import nn
 
 from ldcvae.densities.covariances import base_fields
 from ldcvae.model import LDCVAE, LDCVAEConfig
+from pipeline.config.errors import PipelineError
 from pipeline.config.sections import Config
 from pipeline.store.folder import Folder
 from pipeline.store.run import Run
@@ -84,4 +85,10 @@ def load_model(run: Run) -> LDCVAE:
         for name in MODEL_FILES:
             content = run.output("train", name)
             (Path(temporary) / Path(name).name).write_bytes(content)
-        return LDCVAE.from_pretrained(temporary)
+        try:
+            return LDCVAE.from_pretrained(temporary)
+        except Exception as error:  # whole, but no model of ours: its files may hold anything
+            raise PipelineError(
+                f"{run.folder.url}/model is no model that this version can load: {error}; run "
+                "`python -m pipeline.train --force` with the same config"
+            ) from None

@@ -15,6 +15,7 @@ from pipeline.config.plugins import load_plugins
 from pipeline.config.sections import Config
 from pipeline.store.folder import Folder, fingerprint, sha256
 from pipeline.store.manifest import Manifest, parse_manifest, say
+from pipeline.store.schema import INFO, parse_as
 
 __all__ = ["STAGES", "Run", "open_run"]
 
@@ -90,6 +91,9 @@ class Run:
                     f"{self.folder.url}/{stage}/manifest.json is damaged ({error}), so nothing in {stage}/ can be "
                     f"trusted: {again}"
                 ) from None
+            if stage in INFO:
+                where = f"{self.folder.url}/{stage}/manifest.json: info"
+                parse_as(INFO[stage], self._manifests[stage].info, where, again)
         return self._manifests[stage]
 
     def made(self, stage: str) -> Manifest:

@@ -57,7 +57,7 @@ def open_storage(run: Folder, url: str | None) -> BaseStorage:
 
     Raises:
         ConfigError: if the URL carries a password or names a variable that is not set.
-        PipelineError: if the database cannot be reached.
+        PipelineError: if the database cannot be reached or the journal is damaged.
     """
     if url is not None:
         if re.search(r"://[^/@]*:[^/@$]+@", url):
@@ -73,10 +73,16 @@ def open_storage(run: Folder, url: str | None) -> BaseStorage:
         except Exception as error:
             reason = str(error).replace(expanded, url).splitlines()
             raise PipelineError(f"tune.study_url: cannot open {url!r}: {reason[0] if reason else error!r}") from None
-    if run.is_local:
-        os.makedirs(run.path("tune"), exist_ok=True)
-        return JournalStorage(JournalFileBackend(run.path(JOURNAL)))
-    return JournalStorage(FolderJournal(run))
+    try:
+        if run.is_local:
+            os.makedirs(run.path("tune"), exist_ok=True)
+            return JournalStorage(JournalFileBackend(run.path(JOURNAL)))
+        return JournalStorage(FolderJournal(run))
+    except (ValueError, TypeError, LookupError, AttributeError, AssertionError) as error:  # as Optuna replays it
+        raise PipelineError(
+            f"{run.url}/{JOURNAL} is damaged: {error or type(error).__name__}; delete it to search anew, or go on "
+            "under another name=…"
+        ) from None
 
 
 def build_sampler(settings: TuneConfig, seed: int, trials: int) -> optuna.samplers.BaseSampler:

@@ -218,7 +218,7 @@ def test_goals_settings_and_what_was_tried_are_told(made):
     assert re.findall(r"(not met|met) lower FD than", text) == ["met", "not met"]
     assert "weight of the KL: 4" in text
     assert text.count("0.25 :") + text.count("0.25:") == 2  # in the table of autoencoders and in the tuning record
-    assert "that of sampler net on LDC-VAE, SVGD encoder : 10.50" in text
+    assert ("that of sampler net on LDC-VAE, SVGD encoder : 10.50" in text) == (len(made[0]["seeds"]) > 1)
     assert "python -m pipeline.compare --config 'a & b.yaml'" in text
     assert "sha256 abababababab" in text
     assert "accurate" not in text  # this extractor's accuracy is not known
@@ -263,6 +263,37 @@ def test_a_study_with_little_in_it():
     files = make_page(results, {})
     assert list(files) == ["compare/index.html"]
     assert "The lowest" not in files["compare/index.html"].decode().partition("</header>")[0]
+
+
+def lead(results):
+    page = make_page(results, {})["compare/index.html"].decode()
+    return re.sub(r"\s+", " ", page.partition("<body>")[2].partition("Quality and speed")[0]), page
+
+
+def test_the_lowest_is_named_when_it_is_lower_by_more_than_the_spread(made):
+    page = re.sub(r"\s+", " ", made[2])
+    if len(made[0]["seeds"]) > 1:
+        assert "looking up training images is that of <strong>sampler net</strong>" in page
+    else:
+        assert "looking up training images is that of" not in page
+        assert "and one seed tells no spread." in page
+
+
+def test_a_lead_within_the_spread_over_seeds_is_no_lead():
+    results = study(worse=1.001)
+    shown, _ = lead(results)
+    assert "is that of" not in shown
+    assert re.search(
+        r"No pair is clearly the best: sampler net on .* and sampler net on .* differ by .* a spread", shown
+    )
+
+
+def test_a_study_that_decides_nothing_warns_and_names_no_winner():
+    shown, page = lead(study() | {"doubts": ["12 <test> images are too few"], "goals": []})
+    assert "12 &lt;test&gt; images are too few" in shown
+    assert "is that of" not in shown
+    assert 'class="top"' not in page
+    assert 'class="top"' in lead(study())[1]
 
 
 def test_speed_draws_sampler_nets_in_their_colour_and_the_bound_as_a_line():

@@ -75,7 +75,7 @@ def finish(storage, figures=None, history=None, shape=(1, 8, 8), latent_dim=4, c
     images = rng.integers(0, 256, (60, *shape), dtype=np.uint8)
 
     def prepare(_):
-        info = {"source": "digits", "shape": list(shape), "classes": ["a", "b"]}
+        info = {"source": "digits", "shape": list(shape), "classes": ["a", "b"], "label_counts": {"a": 30, "b": 30}}
         names = write_split(folder, "test", images, rng.integers(0, 2, 60), 40)
         return names, info | {"counts": {"train": 1234, "validation": 100, "test": 60}}
 
@@ -255,7 +255,46 @@ def test_page_says_what_the_sampler_gains(finished, sampler, words):
 def test_page_says_when_there_is_no_gap_to_close(finished):
     figures = metrics()
     figures["generators"]["encoder"]["fd"] = 40.0
-    assert "there is no gap" in page_of(finished(figures, []))
+    assert "there is no gap" in flat(page_of(finished(figures, [])))
+
+
+def flat(page):
+    return re.sub(r"\s+", " ", page)
+
+
+@pytest.mark.parametrize(
+    ("changed", "words"),
+    [
+        ({"num_reference": 12}, "12 test images are too few to judge by, at least 200"),
+        ({"accuracy": 0.55}, "the classifier is right in 55% of the test images, where always giving the same label"),
+    ],
+)
+def test_figures_that_decide_nothing_come_with_a_warning_and_without_a_winner(finished, changed, words):
+    figures = metrics() | {"num_reference": changed.get("num_reference", 359)}
+    figures["extractor"]["accuracy"] = changed.get("accuracy", 0.97)
+    page = flat(page_of(finished(figures, [])))
+    assert words in page
+    assert 'class="best"' not in page
+    assert "of the gap" not in page
+    assert "there is no gap" not in page
+    assert "None is highlighted: see the warning above." in page
+
+
+def test_a_lead_within_the_spread_is_no_lead(finished):
+    figures = metrics()
+    figures["generators"]["sampler"] |= {"fd": 16.0, "spread": {"fd": 0.4}}
+    figures["generators"]["gmm"] |= {"fd": 16.3, "spread": {"fd": 0.3}}
+    page = flat(page_of(finished(figures, [])))
+    assert 'class="best"' not in page
+    assert re.search(r"None is highlighted: Sampler net and GMM.* differ by 0\.3 with a spread of 0\.5\.", page)
+    assert "These figures decide nothing" not in page
+
+
+def test_a_gap_within_the_spread_is_no_gap(finished):
+    figures = metrics()
+    for name in ("prior", "encoder"):
+        figures["generators"][name] |= {"fd": 20.0 - 0.1 * (name == "encoder"), "spread": {"fd": 0.4}}
+    assert "no gap for the sampler net to close" in flat(page_of(finished(figures, [])))
 
 
 # In a browser

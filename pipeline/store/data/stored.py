@@ -1,6 +1,5 @@
 """A split as it lies on storage: row groups read one at a time, each verified, so that it need not fit in memory."""
 
-import json
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -14,6 +13,7 @@ from ldcvae.training.world import keyed_generator
 from pipeline.config.errors import PipelineError
 from pipeline.store.data.shards import Images, decode_table, group_digest, index_name
 from pipeline.store.run import Run
+from pipeline.store.schema import RowGroups, parse_as
 
 __all__ = ["RowGroup", "StoredSplit"]
 
@@ -62,7 +62,9 @@ class StoredSplit:
             )
         self.groups: list[RowGroup] = []
         first = 0
-        for shard, groups in json.loads(folder.read_verified(index_name(split), entry["sha256"])).items():
+        content = folder.read_verified(index_name(split), entry["sha256"])
+        again = "run `python -m pipeline.prepare --force` with the same config"
+        for shard, groups in parse_as(RowGroups, content, f"{folder.url}/{index_name(split)}", again).items():
             for number, (rows, digest) in enumerate(groups):
                 self.groups.append(RowGroup(shard, number, first, rows, digest))
                 first += rows
