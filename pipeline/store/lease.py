@@ -25,10 +25,10 @@ from pipeline.store.schema import Holder, parse_as
 __all__ = ["EXPIRY", "LOCK", "held"]
 
 LOCK = "lock.json"
-EXPIRY = 45.0
+EXPIRY = 30.0
 """Seconds without a renewal after which a holder counts as dead; clocks of machines must agree to some seconds."""
 
-_RENEWED_EVERY = 10.0
+_RENEWED_EVERY = 5.0
 _SETTLE = 0.5  # seconds in which two processes that take over the same lock at once see who was last
 
 

@@ -4,12 +4,8 @@ import io
 import json
 import os
 import shutil
-import socket
-import subprocess
-import sys
 import tempfile
 import time
-import urllib.request
 from pathlib import Path
 
 import boto3
@@ -20,6 +16,7 @@ import pytest
 import s3fs
 from faulty_proxy import FAULTS, faulty_proxy
 from processes import finish, run, start, wait_for
+from s3_server import SECRET, environment, s3_server
 
 from pipeline.config.errors import PipelineError
 from pipeline.config.load import parse_config
@@ -32,43 +29,22 @@ from pipeline.store.run import open_run
 SEARCH = ["tune.num_samples=3", "tune.num_images=200", "tune.draws=1", "tune.reports=2"]
 OUTAGE = 60.0  # seconds
 STORED = ["train.epochs=6", "train.checkpoint_epochs=1", "sampler.checkpoint_steps=10"]
-SECRET = "planted-3f9ac1d7e5b2"
 
 
 @pytest.fixture(scope="module")
 def s3(tmp_path_factory):
     """A client of an S3 server with the bucket `runs`; the environment leads there, for child processes too."""
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        port = probe.getsockname()[1]
-    log = tmp_path_factory.mktemp("moto") / "log"
-    with log.open("w") as out, pytest.MonkeyPatch.context() as patch:
+    with pytest.MonkeyPatch.context() as patch, s3_server(tmp_path_factory.mktemp("moto") / "log") as port:
         for name in [name for name in os.environ if name.startswith("AWS_")]:
             patch.delenv(name)
-        patch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{port}")
-        patch.setenv("AWS_ACCESS_KEY_ID", "testing")
-        patch.setenv("AWS_SECRET_ACCESS_KEY", SECRET)
-        patch.setenv("AWS_DEFAULT_REGION", "us-east-1")
-        server = subprocess.Popen(
-            [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)], stdout=out, stderr=out
-        )
-
-        def answers():
-            try:
-                return urllib.request.urlopen(f"http://127.0.0.1:{port}/moto-api/", timeout=1).status == 200
-            except OSError:
-                return False
-
-        try:
-            wait_for(answers, "answer of the S3 server", 60)
-            s3fs.S3FileSystem.clear_instance_cache()  # one made under another environment would be used again
-            client = boto3.client("s3")
-            client.create_bucket(Bucket="runs")
-            client.create_bucket(Bucket="bad")
-            yield client
-        finally:
-            server.terminate()
-            server.wait(timeout=10)
-            s3fs.S3FileSystem.clear_instance_cache()
+        for name, value in environment(port).items():
+            patch.setenv(name, value)
+        s3fs.S3FileSystem.clear_instance_cache()  # one made under another environment would be used again
+        client = boto3.client("s3")
+        client.create_bucket(Bucket="runs")
+        client.create_bucket(Bucket="bad")
+        yield client
+    s3fs.S3FileSystem.clear_instance_cache()
 
 
 def tiny(storage):
