@@ -143,7 +143,7 @@ class Chaos:
         if not self.wait_until_beyond(self.kills[-1]["at"] if self.kills else (0, 0)):
             return False
         time.sleep(self.random.uniform(0.0, 3.0))
-        kind, at, when = self.random.choice(KINDS), self.store.place(), time.monotonic()
+        kind, when = self.random.choice(KINDS), time.monotonic()
         if kind.startswith("driver"):
             self.driver.kill()
             self.driver.wait()
@@ -157,6 +157,7 @@ class Chaos:
         else:
             self.nodes.kill(self.random.randrange(len(self.nodes.joined)))
             self.nodes.join()
+        at = self.store.place()  # not from before the kill: what was on its way then is no recovery
         ended = not self.wait_until_beyond(at)
         self.kills.append({"kind": kind, "at": at, "seconds": time.monotonic() - when})
         print(
