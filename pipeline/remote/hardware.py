@@ -1,5 +1,6 @@
 """What hardware there is, on this machine and on the cluster's nodes, and what of a configuration fits on it."""
 
+import json
 import os
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -161,6 +162,16 @@ def require_room(
     return fits
 
 
+def _asked_threads() -> int | None:
+    """The threads of OMP_NUM_THREADS where the user has set it: more would wait for each other, spinning."""
+    environment: Mapping[str, str] = os.environ
+    if submitted():  # whose entrypoint is given a 1 by Ray; what the user says is in the job's runtime environment
+        job = json.loads(os.environ["RAY_JOB_CONFIG_JSON_ENV_VAR"])
+        environment = (job.get("runtime_env") or {}).get("env_vars") or {}
+    first = environment.get("OMP_NUM_THREADS", "").partition(",")[0].strip()  # further ones are of nested regions
+    return int(first) if first.isdecimal() and int(first) else None
+
+
 @dataclass(frozen=True)
 class Placement:
     """How training is laid out on the connected cluster.
@@ -168,7 +179,7 @@ class Placement:
     Attributes:
         cuda: whether workers have a GPU each.
         resources: of one worker, as Ray takes them.
-        threads: CPU threads of one worker.
+        threads: CPU threads of one worker, by its CPUs and at most OMP_NUM_THREADS.
         fits: how many workers the cluster has room for now.
     """
 
@@ -195,4 +206,5 @@ def place_workers(config: Config) -> Placement:
     if most := min(settings.most_workers, fits):
         sizes = range(_MOST_THREADS, 0, -1)
         threads = next(size for size in sizes if room(least | {"CPU": size}, nodes) >= most)
-    return Placement(cuda, least if cuda else {"CPU": float(threads)}, threads, fits)
+    resources = least if cuda else {"CPU": float(threads)}
+    return Placement(cuda, resources, min(threads, _asked_threads() or threads), fits)

@@ -1,5 +1,7 @@
 """Joining and starting Ray: one clear error; ranges of workers that fit the batch."""
 
+import json
+
 import pytest
 import ray
 
@@ -45,6 +47,12 @@ def test_what_is_no_number_of_workers_is_refused_in_one_line(value):
     ) as error:
         load_config(None, [f"train.num_workers={value}"])
     assert str(error.value).count("\n") == 1
+
+
+@pytest.fixture(autouse=True)
+def no_threads_asked_for(monkeypatch):
+    """The tests themselves are run with OMP_NUM_THREADS=1."""
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
 
 
 MACHINES = {"4 x 4": [4, 4, 4, 4], "2 x 2": [2, 2], "one": [8], "head and two": [0, 3, 8], "a small one": [1, 7, 7]}
@@ -124,6 +132,27 @@ def test_gpus_do_not_change_how_many_threads_a_worker_has(monkeypatch):
     cluster(monkeypatch, [{"CPU": 8, "GPU": 2}, {"CPU": 8, "GPU": 2}])
     placement = place_workers(parse_config({"train": {"num_workers": 4}, "ray": {"address": "10.0.0.9:6379"}}))
     assert (placement.cuda, placement.resources, placement.threads) == (True, {"CPU": 1, "GPU": 1}, 4)
+
+
+@pytest.mark.parametrize(
+    ("value", "threads"), [("1", 1), ("3", 3), ("2,1", 2), ("64", 8), ("", 8), ("0", 8), ("many", 8), (None, 8)]
+)
+def test_workers_have_no_more_threads_than_omp_num_threads(monkeypatch, value, threads):
+    cluster(monkeypatch, [{"CPU": 8}])
+    if value is not None:
+        monkeypatch.setenv("OMP_NUM_THREADS", value)
+    placement = place_workers(parse_config({}))
+    assert (placement.resources, placement.threads) == ({"CPU": 8}, threads)  # the CPUs stay the worker's
+
+
+@pytest.mark.parametrize(
+    ("runtime_env", "threads"), [({"env_vars": {"OMP_NUM_THREADS": "2"}}, 2), ({"working_dir": "."}, 8), (None, 8)]
+)
+def test_the_thread_that_ray_gives_a_jobs_entrypoint_is_not_the_users(monkeypatch, runtime_env, threads):
+    cluster(monkeypatch, [{"CPU": 8}])
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", json.dumps({"runtime_env": runtime_env, "metadata": {}}))
+    assert place_workers(parse_config({})).threads == threads
 
 
 def cluster(monkeypatch, nodes, labels=None):
