@@ -6,6 +6,7 @@ from pipeline.config.errors import ConfigError, PipelineError
 from pipeline.config.together import equal_parts
 from pipeline.remote.connect import connect
 from pipeline.remote.hardware import place_workers
+from pipeline.remote.internals import cancel_reservation, reservation_of
 from pipeline.remote.progress import board
 from pipeline.store.folder import Folder
 from pipeline.store.history import HISTORY_FILES, read_history
@@ -51,23 +52,11 @@ def _why(error: Exception) -> str:
 
 
 def _replace_reservation(trainer: Any, folder: Folder) -> None:
-    """Give up what a killed driver of this run had reserved on a cluster that lives on.
-
-    Ray's coordinator would keep it for three minutes, in which the new group of workers waits. Where a later Ray has
-    no such coordinator, nothing happens.
-    """
-    import ray
-
-    own = getattr(getattr(trainer, "train_run_context", None), "run_id", None)
+    """Give up what a killed driver of this run had reserved, and note what this one reserves."""
     if folder.exists(_RESERVATION):
-        dead = folder.read_json(_RESERVATION)["requester"]
-        try:
-            coordinator = ray.get_actor("AutoscalingCoordinator", namespace="AutoscalingCoordinator")
-            ray.get(coordinator.cancel_request.remote(requester_id=dead), timeout=10)
-        except (ValueError, AttributeError, ray.exceptions.RayError):
-            pass  # a cluster of its own, or an older one that has forgotten
-    if own is not None:
-        folder.write_json(_RESERVATION, {"requester": f"train-{own}"})
+        cancel_reservation(folder.read_json(_RESERVATION)["requester"])
+    if (own := reservation_of(trainer)) is not None:
+        folder.write_json(_RESERVATION, {"requester": own})
 
 
 def _fit(run: Run, name: str) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from pipeline.judge.figures import make_reference
 from pipeline.judge.pages.pictures import Picture
 from pipeline.remote.connect import connect
 from pipeline.remote.hardware import require_room, use_cuda
+from pipeline.remote.internals import keep_keys_out_of_runtime_environments
 from pipeline.store.data.shards import load_split
 from pipeline.store.data.splits import training_images
 from pipeline.store.folder import fingerprint
@@ -81,16 +82,12 @@ def _sweep(run: Run, space: SearchSpace, study: Any, storage: Any) -> None:
     config = run.config
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # whose table of the configuration cannot be turned off
     from ray import tune
-    from ray.tune.execution import class_cache
 
     from pipeline.tune.processes import nested_trial, single_trial
     from pipeline.tune.search import StudyScheduler, StudySearch
     from pipeline.tune.study import build_sampler, directions, finished
 
-    # Tune would copy keys of object stores into runtime environments, which Ray writes into its logs.
-    # A trial has them from its node anyway.
-    secrets = {name for name in class_cache.ENV_VARS_TO_PROPAGATE if name.startswith("AWS_")}
-    class_cache.ENV_VARS_TO_PROPAGATE.difference_update(secrets)
+    keep_keys_out_of_runtime_environments()
     settings = config.tune
     several = config.train.least_workers > 1
     own, concurrent = _resources(config)
