@@ -19,6 +19,7 @@ from ldcvae import __version__
 from pipeline.config.errors import ConfigError, PipelineError
 from pipeline.config.load import describe_keys, load_config
 from pipeline.config.plugins import load_plugins
+from pipeline.remote.hardware import hardware_checks
 from pipeline.store.lease import held
 from pipeline.store.run import open_run
 
@@ -121,7 +122,7 @@ def main(stage: str, arguments: Sequence[str] | None = None) -> None:
         # First of all: help and schema name their variants.
         load_plugins(_plugin_parser().parse_known_args(arguments)[0].plugin)
         options = _parser(stage).parse_intermixed_args(arguments)
-        config = load_config(options.config, options.overrides)
+        config = load_config(options.config, options.overrides, hardware_checks(stage))
         work: Callable[..., Any] = importlib.import_module(f"pipeline.{stage}").run
         _quiet()
         run = open_run(config, tuple(options.plugin))

@@ -2,6 +2,8 @@
 
 from pipeline import evaluate, prepare, report, sample, train
 from pipeline.__main__ import main
+from pipeline.remote.connect import connect
+from pipeline.remote.hardware import is_local, place_workers
 from pipeline.store.manifest import Manifest
 from pipeline.store.run import Run
 
@@ -17,7 +19,13 @@ def run(run: Run, force: bool = False) -> dict[str, Manifest]:
 
     Returns:
         The stages' manifests by module name.
+
+    Raises:
+        ConfigError: if a cluster has no room for the training, before any stage works; else as the stages.
     """
+    if not is_local(run.config) and (force or not run.has("train")):
+        with connect(run.config):
+            place_workers(run.config)  # what the cluster has no room for is refused before images are prepared
     stages = {"prepare": prepare, "train": train, "sample": sample, "evaluate": evaluate, "report": report}
     return {name: stage.run(run, force) for name, stage in stages.items()}
 

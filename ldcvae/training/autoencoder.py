@@ -34,8 +34,8 @@ def resolve_auto(settings: AutoencoderSettings, device: torch.device, network: n
     """
     cuda = device.type == "cuda"
     choices = {
-        # CPUs without AVX-512 BF16 run bfloat16 an order of magnitude slower than float32.
-        "bf16": cuda and torch.cuda.is_bf16_supported(),
+        # CPUs without AVX-512 BF16 run bfloat16 an order of magnitude slower than float32; older GPUs emulate it.
+        "bf16": cuda and torch.cuda.is_bf16_supported(including_emulation=False),
         "channels_last": any(weight.ndim == 4 for weight in network.parameters()),
         "fused": True,
         "compile": cuda,

@@ -16,7 +16,7 @@ from torch.optim.swa_utils import AveragedModel
 from ldcvae.training.heap import give_back_excess
 from ldcvae.training.monitor import LossMonitor
 
-__all__ = ["Cast", "Phase", "Progress", "running_average"]
+__all__ = ["Cast", "Phase", "Progress", "running_average", "split_last_layer"]
 
 _TRIM_STEPS = 16  # steps between looks at the heap
 
@@ -55,16 +55,60 @@ def running_average(network: nn.Module, ema: float, step: Callable[[], int]) -> 
 
 
 class Cast(nn.Module):
-    """A network under bfloat16 autocast with a float32 output: the Stein mathematics around it stays in float32."""
+    """A network under bfloat16 autocast; its last layer, like the Stein mathematics around it, computes in float32.
+
+    What a network says of means, variances and pixels has 24 bits then, not 8. The last layer is found in an
+    `nn.Sequential`, as this package's networks are; a module of another kind is autocast as a whole.
+
+    Args:
+        network: used as it is where autocast is off.
+        enabled: whether to autocast.
+
+    Example:
+        >>> network = nn.Sequential(nn.Linear(2, 2), nn.SiLU(), nn.Linear(2, 1))
+        >>> [len(part) for part in Cast(network, True).parts]
+        [2, 1]
+    """
 
     def __init__(self, network: nn.Module, enabled: bool):
         super().__init__()
         self.network, self.enabled = network, enabled
+        self.parts = split_last_layer(network)  # a tuple, which registers no module a second time
 
     def forward(self, x: Tensor) -> Tensor:
         """The network's output in float32."""
-        with torch.autocast(x.device.type, torch.bfloat16, enabled=self.enabled):
-            return self.network(x).float()
+        if not self.enabled:
+            with torch.autocast(x.device.type, torch.bfloat16, enabled=False):
+                return self.network(x).float()
+        body, last = self.parts
+        with torch.autocast(x.device.type, torch.bfloat16):
+            for layer in body:
+                x = layer(x)
+        with torch.autocast(x.device.type, torch.bfloat16, enabled=False):
+            x = x.float()
+            for layer in last:
+                x = layer(x)
+        return x.float()
+
+
+def split_last_layer(network: nn.Module) -> tuple[list[nn.Module], list[nn.Module]]:
+    """(what comes before the last layer with weights, that layer and the rest), to be called one after the other."""
+    layers = _in_order(network)
+    weighted = [position for position, layer in enumerate(layers) if any(True for _ in layer.parameters())]
+    if not weighted:
+        return layers, []
+    last = layers[weighted[-1]]
+    # A module of modules may compute anything inside, and weights of another type want inputs of it.
+    plain = not any(True for _ in last.children()) and all(w.dtype == torch.float32 for w in last.parameters())
+    start = weighted[-1] + (0 if plain else 1)
+    return layers[:start], layers[start:]
+
+
+def _in_order(network: nn.Module) -> list[nn.Module]:
+    """The modules that an `nn.Sequential` calls, those of one inside another too."""
+    if type(network) is not nn.Sequential:  # one with a forward of its own may do otherwise
+        return [network]
+    return [layer for child in network for layer in _in_order(child)]
 
 
 class Phase:

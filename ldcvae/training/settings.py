@@ -68,7 +68,7 @@ class AutoencoderSettings(_Settings):
     learning_rate: Annotated[Positive, Doc("Adam's peak rate, cosine to zero")] = 1e-3
     weight_decay: Annotated[float, Ge(0), Doc("decoupled weight decay")] = 0.0
     ema: Annotated[float, Ge(0), Lt(1), Doc("decay of the averaged weights; 0: none")] = 0.999
-    bf16: Annotated[Auto, Doc("bfloat16 autocast; auto: on GPUs that have it")] = "auto"
+    bf16: Annotated[Auto, Doc("bfloat16 autocast of all but the last layers; auto: on GPUs that have it")] = "auto"
     channels_last: Annotated[Auto, Doc("NHWC memory; auto: on for convolutional networks")] = "auto"
     fused: Annotated[Auto, Doc("fused Adam; auto: on")] = "auto"
     compile: Annotated[Auto, Doc("torch.compile; auto: on GPUs")] = "auto"

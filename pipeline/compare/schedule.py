@@ -10,11 +10,11 @@ from ldcvae.variants import AUTOENCODERS, GENERATORS
 from pipeline.compare.autoencoders import train_autoencoder
 from pipeline.compare.cells import Cell, autoencoder_cell, generator_cell, read_record
 from pipeline.compare.judge import judge_generator
-from pipeline.config.errors import ConfigError, PipelineError
+from pipeline.config.errors import PipelineError
 from pipeline.judge.figures import Reference
 from pipeline.judge.generators import budget_of
-from pipeline.remote.connect import in_job, use_cuda
 from pipeline.remote.failures import failure_reason
+from pipeline.remote.hardware import require_room, use_cuda
 from pipeline.remote.progress import Display
 from pipeline.store.run import Run
 
@@ -57,14 +57,8 @@ class Schedule:
         self.data, self.features = run.data.digest, reference.extractor.sha256
         cuda, settings = use_cuda(config.train.device), config.compare
         gpus = settings.gpus_per_cell if settings.gpus_per_cell is not None else float(cuda)
-        have = ray.cluster_resources()
-        if config.ray.address is None and not in_job():
-            for what, wanted, key in (
-                ("CPU", settings.cpus_per_cell, "compare.cpus_per_cell"),
-                ("GPU", gpus, "compare.gpus_per_cell"),
-            ):
-                if wanted > have.get(what, 0):
-                    raise ConfigError(f"{key}: {wanted:g} {what}s for a cell, Ray has {have.get(what, 0):g}")
+        key = "compare.cpus_per_cell" + (", compare.gpus_per_cell" if gpus else "")
+        require_room(config, key, 1, "cell", {"CPU": settings.cpus_per_cell, "GPU": gpus})
         # A process for each cell: what the one before has left would count as this one's peak memory.
         own = ray.remote(max_calls=1)(_compute)
         self.task: Any = own.options(num_cpus=settings.cpus_per_cell, num_gpus=gpus)

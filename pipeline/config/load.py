@@ -24,16 +24,18 @@ from typing_extensions import Doc
 from ldcvae.registry import OneOf
 from pipeline.config.errors import ConfigError
 from pipeline.config.sections import Config
+from pipeline.config.together import CHECKS, Check
 
 __all__ = ["Config", "describe_keys", "dump_yaml", "load_config", "nearest_key", "override", "parse_config"]
 
 
-def load_config(path: str | Path | None = None, overrides: Sequence[str] = ()) -> Config:
+def load_config(path: str | Path | None = None, overrides: Sequence[str] = (), more: Sequence[Check] = ()) -> Config:
     """Read a YAML file (or the defaults), apply `key=value` overrides and validate.
 
     Args:
         path: YAML file or its URL, as of a run's `config.yaml` on S3; None for the defaults.
         overrides: dotted assignments such as `train.epochs=20`; values are YAML.
+        more: checks of the configuration as a whole beside `CHECKS`, e.g. against this machine.
 
     Raises:
         ConfigError: with every mistake, each with its dotted key, the value and what is allowed.
@@ -57,7 +59,7 @@ def load_config(path: str | Path | None = None, overrides: Sequence[str] = ()) -
         except (ValueError, yaml.YAMLError) as error:
             raise ConfigError(f"override {item!r}: the value is not YAML: {error}") from None
         _assign(content, key, value)
-    return parse_config(content)
+    return parse_config(content, (*CHECKS, *more))
 
 
 def _read(path: str) -> str:
@@ -133,19 +135,34 @@ def _merge(section: dict[Any, Any], key: Any, value: Any) -> None:
         section[key] = value
 
 
-def parse_config(content: dict[str, Any]) -> Config:
-    """Validate a nested dictionary; errors as in `load_config`."""
+def parse_config(content: dict[str, Any], checks: Sequence[Check] = ()) -> Config:
+    """Validate a nested dictionary.
+
+    Args:
+        content: keys and values.
+        checks: of the configuration as a whole; none for one that was checked before, in another process or as the
+            base of a search, whose trials have no use for all of it.
+
+    Raises:
+        ConfigError: as `load_config`.
+    """
     # Resolved, it would write secrets into the run's config; unresolved, a folder would be called that.
     found = dict.fromkeys(_interpolations(content), "${…} is not resolved here; write the value itself")
+    wrong = {key.partition(".")[0] for key in found}
     try:
         config = Config.model_validate(content)
-        if not found:
-            return config
     except ValidationError as error:
         for item in error.errors():  # one for each member of a union
             key, _, message = _explain(item).partition(": ")
             found[key] = f"{found[key]}; or {message}" if key in found else message
+        wrong |= {str(item["loc"][0]) for item in error.errors()}
+        config = Config.model_validate({name: value for name, value in content.items() if name not in wrong})
     mistakes = [f"{key}: {message}" for key, message in found.items()]
+    for check in checks:
+        if wrong.isdisjoint(check.reads):  # else it would judge defaults that stand for what is wrong
+            mistakes += check.mistakes(config)
+    if not mistakes:
+        return config
     plural = "mistake" if len(mistakes) == 1 else "mistakes"
     raise ConfigError("\n  ".join([f"{len(mistakes)} {plural} in the configuration:", *mistakes]))
 

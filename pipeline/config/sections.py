@@ -61,7 +61,9 @@ class DataConfig(Section):
         0.1, description="part of the training images held out to choose by"
     )
     test_fraction: Annotated[float, Field(gt=0, lt=0.9)] = Field(
-        0.2, description="part of all images held out to report on, when the source has no test split"
+        0.2,
+        description="part of all images held out to report on, when the source has no test split; below 1 together "
+        "with validation_fraction",
     )
     max_train_images: Count | None = Field(None, description="use only this many training images; null: all")
     images_per_shard: Count = Field(10_000, description="rows of one Parquet file")

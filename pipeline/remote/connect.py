@@ -1,4 +1,4 @@
-"""Connect to a Ray cluster or start a local one, quietly; what hardware there is."""
+"""Connect to a Ray cluster or start a local one, quietly; run functions there."""
 
 import logging
 import os
@@ -9,8 +9,9 @@ from typing import Any
 
 from pipeline.config.errors import PipelineError
 from pipeline.config.sections import Config
+from pipeline.remote.hardware import has_gpus, in_job
 
-__all__ = ["connect", "has_gpus", "in_job", "parallel_map", "run_on_accelerator", "use_cuda"]
+__all__ = ["connect", "parallel_map", "run_on_accelerator"]
 
 # Read by Ray when it is imported or started, so set on import of this module and inherited by its processes.
 _ENVIRONMENT = {
@@ -26,11 +27,6 @@ _ENVIRONMENT = {
 }
 for _name, _value in _ENVIRONMENT.items():
     os.environ.setdefault(_name, _value)
-
-
-def in_job() -> bool:
-    """Whether this process is the entrypoint of a submitted Ray job."""
-    return "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ or "RAY_ADDRESS" in os.environ
 
 
 def _dashboard() -> dict[str, Any]:
@@ -102,18 +98,6 @@ def connect(config: Config) -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
-
-
-def has_gpus() -> bool:
-    """Whether the connected cluster has GPUs."""
-    import ray
-
-    return ray.cluster_resources().get("GPU", 0) > 0
-
-
-def use_cuda(device: str) -> bool:
-    """Whether `device` (auto, cpu, cuda) means CUDA on the connected cluster."""
-    return device == "cuda" or (device == "auto" and has_gpus())
 
 
 def parallel_map(

@@ -8,7 +8,6 @@ import glob
 import hashlib
 import json
 import os
-import re
 import tempfile
 import uuid
 from collections.abc import Iterator
@@ -21,6 +20,7 @@ import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
 from pipeline.config.errors import ConfigError, MissingFileError, PipelineError
+from pipeline.config.together import url_mistake
 
 __all__ = ["Folder", "fingerprint", "sha256"]
 
@@ -50,25 +50,6 @@ def fingerprint(content: Any) -> str:
     return sha256(json.dumps(content, sort_keys=True, allow_nan=False).encode())
 
 
-_SECRET = r"[?&][^=&]*(access_key|secret|token|signature|password)[^=&]*=|[?&]sig="
-
-
-def _check_url(url: str) -> None:
-    scheme, separator, rest = url.partition("://")
-    if not separator:
-        return
-    if scheme.rpartition("::")[2] == "memory":
-        raise ConfigError(
-            f"storage {url!r}: memory:// lives in one process, but workers run in others; "
-            "use a folder or an object store"
-        )
-    if "@" in rest.split("/", 1)[0] or re.search(_SECRET, rest, re.I):
-        raise ConfigError(
-            f"storage {scheme}://…: credentials in a URL end up in logs; take them from the environment, the "
-            "instance role or the usual config files"
-        )
-
-
 @dataclass(frozen=True)
 class Folder:
     """A folder at a local path or fsspec URL.
@@ -77,7 +58,7 @@ class Folder:
         url: absolute path or URL without a trailing slash; safe to hand to another process or machine.
 
     Raises:
-        ConfigError: for memory:// and for URLs that carry credentials.
+        ConfigError: for memory://, for URLs that carry credentials and for s3:/bucket, with one slash.
 
     Example:
         >>> import tempfile
@@ -90,7 +71,8 @@ class Folder:
     url: str
 
     def __post_init__(self) -> None:
-        _check_url(self.url)
+        if mistake := url_mistake(self.url):
+            raise ConfigError(f"storage {mistake}")
         if "://" not in self.url:
             object.__setattr__(self, "url", str(Path(self.url).expanduser().absolute()))
         object.__setattr__(self, "url", self.url.rstrip("/"))

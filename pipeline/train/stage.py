@@ -3,8 +3,10 @@
 from typing import Any
 
 from pipeline.config.errors import ConfigError, PipelineError
-from pipeline.config.sections import Config
-from pipeline.remote.connect import connect, in_job, use_cuda
+from pipeline.config.together import equal_parts
+from pipeline.remote.connect import connect
+from pipeline.remote.hardware import place_workers
+from pipeline.remote.internals import cancel_reservation, reservation_of
 from pipeline.remote.progress import board
 from pipeline.store.folder import Folder
 from pipeline.store.history import HISTORY_FILES, read_history
@@ -24,45 +26,13 @@ _LOOK_FOR_ROOM_EVERY = 30.0  # seconds; a group that grows starts anew from its 
 
 def _check(run: Run) -> None:
     """Mistakes that only data and config together show, found before Ray starts."""
-    config, mistakes = run.config, []
-    least, most = config.train.least_workers, config.train.most_workers
-    for key, value in (
-        ("train.batch_size", config.train.batch_size),
-        ("sampler.particles", config.sampler.particles),
-    ):
-        if bad := [str(workers) for workers in range(least, most + 1) if value % workers]:
-            mistakes.append(
-                f"{key}: {value} does not divide over train.num_workers={config.train.num_workers}"
-                + (f" ({', '.join(bad)} of them)" if least < most else "")
-            )
+    config, mistakes = run.config, [*equal_parts(run.config)]
     try:
         build_model(config, run.shape)
     except ValueError as error:
         mistakes.append(f"model.network: {error}")
     if mistakes:
         raise ConfigError("\n  ".join(["the configuration does not fit the data:", *mistakes]))
-
-
-def _resources(config: Config) -> tuple[bool, dict[str, float], int]:
-    """(use GPUs, resources of a worker, CPU threads of a worker), the cluster's CPUs shared evenly."""
-    import ray
-
-    cuda = use_cuda(config.train.device)
-    cpus = int(ray.cluster_resources().get("CPU", 1))
-    threads = max(1, min(cpus // config.train.most_workers, 16))
-    resources: dict[str, float] = {"CPU": 1 if cuda else threads}
-    if cuda:
-        resources["GPU"] = 1
-    what, wanted = "GPU" if cuda else "CPU", config.train.least_workers
-    available = int(ray.cluster_resources().get(what, 0))
-    if available < wanted and config.ray.address is None and not in_job():
-        raise ConfigError(
-            f"train.num_workers: {wanted} workers need as many {what}s, Ray has {available}; "
-            f"lower it, or join a larger cluster with ray.address"
-        )
-    if available < wanted:  # a cluster that scales by demand starts without any
-        say(f"train: waiting for {wanted} {what}s, the cluster has {available} now")
-    return cuda, resources, threads
 
 
 def _why(error: Exception) -> str:
@@ -82,23 +52,11 @@ def _why(error: Exception) -> str:
 
 
 def _replace_reservation(trainer: Any, folder: Folder) -> None:
-    """Give up what a killed driver of this run had reserved on a cluster that lives on.
-
-    Ray's coordinator would keep it for three minutes, in which the new group of workers waits. Where a later Ray has
-    no such coordinator, nothing happens.
-    """
-    import ray
-
-    own = getattr(getattr(trainer, "train_run_context", None), "run_id", None)
+    """Give up what a killed driver of this run had reserved, and note what this one reserves."""
     if folder.exists(_RESERVATION):
-        dead = folder.read_json(_RESERVATION)["requester"]
-        try:
-            coordinator = ray.get_actor("AutoscalingCoordinator", namespace="AutoscalingCoordinator")
-            ray.get(coordinator.cancel_request.remote(requester_id=dead), timeout=10)
-        except (ValueError, AttributeError, ray.exceptions.RayError):
-            pass  # a cluster of its own, or an older one that has forgotten
-    if own is not None:
-        folder.write_json(_RESERVATION, {"requester": f"train-{own}"})
+        cancel_reservation(folder.read_json(_RESERVATION)["requester"])
+    if (own := reservation_of(trainer)) is not None:
+        folder.write_json(_RESERVATION, {"requester": own})
 
 
 def _fit(run: Run, name: str) -> dict[str, Any]:
@@ -107,17 +65,20 @@ def _fit(run: Run, name: str) -> dict[str, Any]:
     from ray.train.torch import TorchTrainer
 
     settings = run.config.train
-    cuda, resources, threads = _resources(run.config)
+    placement = place_workers(run.config)
     workers = settings.num_workers
+    if placement.fits < settings.least_workers:  # a cluster that scales by demand starts without any
+        kind = "GPU" if placement.cuda else "CPU"
+        say(f"train: waiting for {settings.least_workers} {kind}s, the cluster has {placement.fits} now")
     filesystem, path = (run.folder / "train").for_arrow()
     with board("train") as progress:
         trainer = TorchTrainer(
             train_worker,  # type: ignore[arg-type]  # Train V2 takes and returns dicts
-            train_loop_config={"run": run, "threads": threads, "board": progress},
+            train_loop_config={"run": run, "threads": placement.threads, "board": progress},
             scaling_config=ScalingConfig(
                 num_workers=workers if isinstance(workers, int) else (workers[0], workers[1]),  # type: ignore[arg-type]
-                use_gpu=cuda,
-                resources_per_worker=resources,
+                use_gpu=placement.cuda,
+                resources_per_worker=placement.resources,
                 elastic_resize_monitor_interval_s=_LOOK_FOR_ROOM_EVERY,  # type: ignore[call-arg]  # Train V2's
             ),
             run_config=RunConfig(

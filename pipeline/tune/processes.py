@@ -8,7 +8,7 @@ import torch
 
 from ldcvae.training.world import World
 from pipeline.config.load import parse_config
-from pipeline.remote.connect import use_cuda
+from pipeline.remote.hardware import use_cuda
 from pipeline.tune.trial import Trial, run_trial
 
 __all__ = ["nested_trial", "single_trial"]

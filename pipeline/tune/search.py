@@ -21,6 +21,7 @@ from pipeline.config.sections import Config
 from pipeline.judge.figures import MAXIMISED
 from pipeline.store.folder import Folder
 from pipeline.store.manifest import say
+from pipeline.tune.internals import open_trials, resume, storage_id
 from pipeline.tune.space import SearchSpace
 from pipeline.tune.study import best_trial, finished
 
@@ -72,20 +73,20 @@ class StudySearch(OptunaSearch):
         )
         self.space, self.run, self.study = space, run, study
         running = study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
-        self.interrupted = [trial._trial_id for trial in running]
+        self.interrupted = [storage_id(trial) for trial in running]
         self.started = self.said = time.monotonic()
         self.ended = 0
 
     def suggest(self, trial_id: str) -> dict[str, Any] | None:
         """The next trial's number and configuration."""
         if self.interrupted:
-            trial = optuna.trial.Trial(self.study, self.interrupted.pop(0))
+            trial = resume(self.study, self.interrupted.pop(0))
             for name, distribution in self.space.distributions.items():
                 _suggest(trial, name, distribution)  # what it had stays; killed while sampling, it gets the rest
-            self._ot_trials[trial_id] = trial
+            open_trials(self)[trial_id] = trial
         else:
             super().suggest(trial_id)
-            trial = self._ot_trials[trial_id]
+            trial = open_trials(self)[trial_id]
         overrides = trial.user_attrs.get("overrides")
         if overrides is None:
             overrides = self.space.overrides(trial.params)
@@ -99,7 +100,7 @@ class StudySearch(OptunaSearch):
 
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
         """An intermediate report."""
-        trial = self._ot_trials[trial_id]
+        trial = open_trials(self)[trial_id]
         if isinstance(self.metric, str) and not result["failure"]:
             trial.report(result["objective"], result["progress"])
         if time.monotonic() - self.said > _LINE_EVERY:
@@ -107,7 +108,7 @@ class StudySearch(OptunaSearch):
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
         """The end of a trial: completed, stopped by the scheduler, or failed with a reason."""
-        trial = self._ot_trials.pop(trial_id)
+        trial = open_trials(self).pop(trial_id)
         result = result or {}
         mark = "figures/"
         figures = {name.removeprefix(mark): float(result[name]) for name in result if name.startswith(mark)}

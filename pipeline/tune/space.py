@@ -16,6 +16,7 @@ from pipeline.config.errors import ConfigError
 from pipeline.config.load import describe_keys, nearest_key, override
 from pipeline.config.sections import Config
 from pipeline.config.tune import Distribution
+from pipeline.tune.internals import contains
 
 __all__ = ["SearchSpace", "build_space", "ladder"]
 
@@ -112,7 +113,7 @@ class SearchSpace:
                     raise ValueError(
                         f"{path} is {value}, not among the choices {', '.join(map(str, distribution.choices))}"
                     )
-            elif not distribution._contains(value):
+            elif not contains(distribution, value):
                 raise ValueError(f"{path} is {value}, outside {_show(distribution)}")
             params[path] = value
         return params

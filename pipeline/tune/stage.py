@@ -11,12 +11,13 @@ import yaml
 from ldcvae.metrics.reconstruction import reconstruction_error
 from ldcvae.training.encode import encode_split
 from pipeline import prepare, train
-from pipeline.config.errors import ConfigError
 from pipeline.config.load import override
 from pipeline.config.sections import Config
 from pipeline.judge.figures import make_reference
 from pipeline.judge.pages.pictures import Picture
-from pipeline.remote.connect import connect, in_job, use_cuda
+from pipeline.remote.connect import connect
+from pipeline.remote.hardware import require_room, use_cuda
+from pipeline.remote.internals import keep_keys_out_of_runtime_environments
 from pipeline.store.data.shards import load_split
 from pipeline.store.data.splits import training_images
 from pipeline.store.folder import fingerprint
@@ -59,25 +60,18 @@ def _template(run: Run, space: SearchSpace, study: str) -> Trial:
 
 def _resources(config: Config) -> tuple[dict[str, float], int]:
     """(Ray resources of a trial's own process, how many trials fit at a time)."""
-    import ray
-
-    settings, cluster = config.tune, ray.cluster_resources()
-    cpus, gpus = int(cluster.get("CPU", 1)), cluster.get("GPU", 0.0)
+    settings, workers = config.tune, config.train.least_workers
     cuda = use_cuda(config.train.device)
-    if config.train.least_workers > 1:
+    if workers > 1:
         # The driver of a trial must not take what its workers need, or all of them would wait for each other.
-        fit, needed = int(gpus if cuda else cpus) // config.train.least_workers, config.train.least_workers
         own: dict[str, float] = {"memory": 2**20}
-        what = f"{needed} {'GPUs' if cuda else 'CPUs'} (train.num_workers)"
+        bundle = {"CPU": 1.0} | ({"GPU": 1.0} if cuda else {})
+        fit = require_room(config, "train.num_workers", workers, "worker", bundle) // workers
     else:
         share = settings.gpus_per_trial if settings.gpus_per_trial is not None else float(cuda)
-        fit = cpus // settings.cpus_per_trial
-        if share:
-            fit = min(fit, int(gpus / share + 1e-9) if share <= 1 else int(gpus // share))
-        own = {"CPU": settings.cpus_per_trial} | ({"GPU": share} if share else {})
-        what = f"{settings.cpus_per_trial} CPUs and {share:g} GPUs (tune.cpus_per_trial, tune.gpus_per_trial)"
-    if fit < 1 and config.ray.address is None and not in_job():
-        raise ConfigError(f"tune: a trial needs {what}, Ray has {cpus} CPUs and {gpus:g} GPUs")
+        own = {"CPU": float(settings.cpus_per_trial)} | ({"GPU": share} if share else {})
+        key = "tune.cpus_per_trial" + (", tune.gpus_per_trial" if share else "")
+        fit = require_room(config, key, 1, "trial", own)
     if fit < 1:  # a cluster that scales by demand starts without any
         return own, settings.max_concurrent or 1
     return own, min(fit, settings.max_concurrent or fit)
@@ -88,16 +82,12 @@ def _sweep(run: Run, space: SearchSpace, study: Any, storage: Any) -> None:
     config = run.config
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # whose table of the configuration cannot be turned off
     from ray import tune
-    from ray.tune.execution import class_cache
 
     from pipeline.tune.processes import nested_trial, single_trial
     from pipeline.tune.search import StudyScheduler, StudySearch
     from pipeline.tune.study import build_sampler, directions, finished
 
-    # Tune would copy keys of object stores into runtime environments, which Ray writes into its logs.
-    # A trial has them from its node anyway.
-    secrets = {name for name in class_cache.ENV_VARS_TO_PROPAGATE if name.startswith("AWS_")}
-    class_cache.ENV_VARS_TO_PROPAGATE.difference_update(secrets)
+    keep_keys_out_of_runtime_environments()
     settings = config.tune
     several = config.train.least_workers > 1
     own, concurrent = _resources(config)
@@ -220,11 +210,6 @@ def run(run: Run, force: bool = False) -> Manifest:
 
     config, folder = run.config, run.folder
     space = build_space(config)
-    if in_job() and "://" not in config.storage and not config.storage.startswith(("/", "~")):
-        say(
-            f"warning: storage={config.storage} is relative, and a job runs in a temporary copy of the folder that "
-            f"was submitted; results go to {folder.url}; give an absolute path or a URL to keep them"
-        )
     warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     logging.getLogger("ray.tune").setLevel(logging.ERROR)

@@ -6,7 +6,7 @@ import time
 
 import pytest
 from nodes import Nodes
-from processes import run, start, wait_for
+from processes import finish, run, start, wait_for
 
 # Without an end: the test stops it when it has seen enough. Small batches, so that an epoch takes about a second.
 ENDLESS = ["train.num_workers=[1,2]", "train.batch_size=2", "train.epochs=100000", "train.checkpoint_epochs=1"]
@@ -60,6 +60,30 @@ def test_training_waits_grows_shrinks_and_goes_on_with_its_cluster(tmp_path, mon
             reader.join()
     assert alone < together < again
     assert [e["epoch"] for e in epochs(tmp_path)] == list(range(1, len(epochs(tmp_path)) + 1))
+
+
+@pytest.mark.slow
+def test_workers_are_sized_by_the_nodes_and_not_by_the_whole_cluster(tmp_path, monkeypatch):
+    run("prepare", tmp_path)
+    with Nodes() as nodes:
+        for name, value in nodes.environment.items():
+            monkeypatch.setenv(name, value)
+        nodes.wait_for_head()
+        nodes.join(cpus=2)
+        nodes.join(cpus=2)
+        nodes.wait_for_nodes(cpus=2)
+        # One worker asked for all four CPUs of the cluster, on one node, and waited for ever.
+        process = start("train", tmp_path, "train.num_workers=1")
+        out, err = finish(process, timeout=150)
+        assert "train: done in" in out, err
+        # And more than there is of is refused, in one line that says what there is, by `run` before it prepares.
+        many = ["train.num_workers=5", "train.batch_size=60", "sampler.particles=60"]
+        _, err = run("run", tmp_path / "other", *many, expect=2)
+    assert err.strip() == (
+        "error: train.num_workers: no room for 5 workers of 1 CPU each; Ray has 2 nodes of 2 CPUs and 0 GPUs; "
+        "lower it, or join a larger cluster with ray.address"
+    )
+    assert not (tmp_path / "other" / "tiny" / "data").exists()
 
 
 def epochs(storage):

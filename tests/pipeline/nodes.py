@@ -75,12 +75,24 @@ class Nodes:
         """A new node joins."""
         self.joined.append(self._start(f"--address=127.0.0.1:{self.port}", f"--num-cpus={cpus}"))
 
-    def replace_lost(self) -> None:
+    def replace_lost(self, cpus: int = 1) -> None:
         """As an autoscaler does: another node for each that is gone, also for one lost while it started."""
         lost = [node for node in self.joined if node.poll() is not None]
         for node in lost:
             self.joined.remove(node)
-            self.join()
+            self.join(cpus)
+
+    def wait_for_nodes(self, cpus: int, timeout: float = 120) -> None:
+        """Until all that were joined, with `cpus` each, are part of the cluster."""
+        count = "import ray; ray.init(logging_level='ERROR'); print(ray.cluster_resources().get('CPU', 0))"
+        end = time.monotonic() + timeout
+        while time.monotonic() < end:
+            self.replace_lost(cpus)
+            environment = os.environ | self.environment
+            seen = subprocess.run([sys.executable, "-c", count], env=environment, capture_output=True, text=True)
+            if seen.stdout.split()[-1:] == [str(float(cpus * len(self.joined)))]:
+                return
+        raise TimeoutError(f"the nodes did not join within {timeout} s: {seen.stdout}{seen.stderr}")
 
     def kill(self, number: int) -> list[psutil.Process]:
         """SIGKILL of everything on one node; what there was."""

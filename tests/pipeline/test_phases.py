@@ -10,11 +10,12 @@ import sys
 import pytest
 import torch
 import torch.distributed as dist
+from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from ldcvae.encodings import Encodings
 from ldcvae.model import LDCVAE
-from ldcvae.networks import build_encoder
+from ldcvae.networks import build_decoder, build_encoder
 from ldcvae.training.autoencoder import AutoencoderPhase, resolve_auto
 from ldcvae.training.encode import encode_split
 from ldcvae.training.monitor import LossMonitor, NonFiniteLossError
@@ -341,7 +342,7 @@ def test_auto_settings_follow_the_device():
     assert (cpu.bf16, cpu.channels_last, cpu.fused, cpu.compile) == (False, True, True, False)
     assert resolve_auto(config, torch.device("cpu"), mlp).channels_last is False
     gpu = resolve_auto(config, torch.device("cuda"), conv)
-    assert (gpu.bf16, gpu.compile) == (torch.cuda.is_bf16_supported(), True)
+    assert (gpu.bf16, gpu.compile) == (torch.cuda.is_bf16_supported(including_emulation=False), True)
     kept = resolve_auto(config.model_copy(update={"fused": False}), torch.device("cuda"), conv)
     assert kept.fused is False
     # The phase does it itself.
@@ -351,14 +352,88 @@ def test_auto_settings_follow_the_device():
     assert first_phase("train.channels_last=auto", "model.network=conv").config.channels_last is True
 
 
-def test_bf16_computes_in_bfloat16_and_returns_float32():
-    network = torch.nn.Linear(4, 4)
-    x = torch.randn(8, 4)
-    cast = Cast(network, True)(x)
-    assert cast.dtype == torch.float32
-    assert torch.equal(cast, cast.bfloat16().float())
-    assert not torch.equal(cast, network(x))
-    torch.testing.assert_close(cast, network(x), atol=0.05, rtol=0.05)
+def test_bf16_is_not_chosen_where_it_is_emulated(monkeypatch):
+    asked = []
+
+    def supported(including_emulation=True):
+        asked.append(including_emulation)
+        return including_emulation
+
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", supported)
+    network = build_encoder("mlp", (1, 8, 8), 4, 8, 1)
+    assert resolve_auto(load_config(None, []).train, torch.device("cuda"), network).bf16 is False
+    assert asked == [False]
+
+
+def dtypes(network):
+    """Of the outputs of every layer with weights, in the order of their calls, filled by each pass."""
+    seen = []
+    for layer in network.modules():
+        if not list(layer.children()) and list(layer.parameters()):
+            layer.register_forward_hook(lambda _layer, _inputs, output: seen.append(output.dtype))
+    return seen
+
+
+@pytest.mark.parametrize("name", ["mlp", "conv", "resnet"])
+@pytest.mark.parametrize("build", [build_encoder, build_decoder])
+def test_under_bf16_the_last_layers_compute_in_float32(name, build):
+    torch.manual_seed(0)
+    network = build(name, (1, 16, 16), 4, 8, 1)
+    x = torch.rand(8, 1, 16, 16) if build is build_encoder else torch.randn(8, 4)
+    plain = network(x)
+    seen = dtypes(network)
+    output = Cast(network, True)(x)
+    assert output.dtype == torch.float32
+    assert seen[-1] == torch.float32
+    assert torch.bfloat16 in seen[:-1]
+    assert not torch.equal(output, output.bfloat16().float())  # more than bfloat16 can tell
+    torch.testing.assert_close(output, plain, atol=0.05, rtol=0.05)
+    seen.clear()
+    # Without autocast a network is called as it is.
+    assert torch.equal(Cast(network, False)(x), plain)
+    assert set(seen) == {torch.float32}
+
+
+class _Own(nn.Module):
+    """A user's network: calls its layers in another order than it registers them."""
+
+    def __init__(self):
+        super().__init__()
+        self.head = nn.Linear(8, 4)
+        self.body = nn.Linear(4, 8)
+
+    def forward(self, x):
+        return self.head(self.body(x).relu())
+
+
+class _Halved(nn.Sequential):
+    """A sequential with a forward of its own."""
+
+    def forward(self, x):
+        return super().forward(x) / 2
+
+
+@pytest.mark.parametrize(
+    ("network", "last"),
+    [
+        (_Own(), torch.bfloat16),
+        (_Halved(nn.Linear(4, 4)), torch.bfloat16),
+        (nn.Sequential(nn.Linear(4, 4), _Own()), torch.bfloat16),
+        (nn.Sequential(nn.Sequential(nn.Linear(4, 8), nn.ReLU()), nn.Linear(8, 4)), torch.float32),
+        (nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4).bfloat16()), torch.bfloat16),
+        (nn.Sequential(nn.ReLU()), None),
+    ],
+)
+def test_networks_of_ones_own_are_cast_too(network, last):
+    x = torch.rand(8, 4)
+    seen = dtypes(network)
+    output = Cast(network, True)(x)
+    assert output.dtype == torch.float32
+    assert seen[-1:] == ([last] if last else [])
+    # Its weights have the names and the number that they had.
+    assert [name for name, _ in Cast(network, True).named_parameters()] == [
+        f"network.{name}" for name, _ in network.named_parameters()
+    ]
 
 
 @pytest.mark.parametrize("option", ["bf16", "channels_last", "fused", "compile"])

@@ -1,0 +1,106 @@
+"""What does not fit together in a configuration whose keys are fine one by one, told with all other mistakes.
+
+Nothing here asks for a library or the hardware; `pipeline.remote.hardware` adds what needs the machine.
+"""
+
+import os
+import re
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+from fsspec import available_protocols
+
+from pipeline.config.sections import Config
+
+__all__ = ["CHECKS", "Check", "equal_parts", "submitted", "url_mistake"]
+
+_SECRET = r"[?&][^=&]*(access_key|secret|token|signature|password)[^=&]*=|[?&]sig="
+
+
+class Check(NamedTuple):
+    """One look at a whole configuration.
+
+    Attributes:
+        reads: sections and plain keys that it looks at; it waits until all of them are right.
+        mistakes: configuration -> what is wrong, each beginning with the dotted key.
+    """
+
+    reads: tuple[str, ...]
+    mistakes: Callable[[Config], Iterator[str]]
+
+
+def submitted() -> bool:
+    """Whether this process was started by `ray job submit`."""
+    return "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ
+
+
+def url_mistake(url: str) -> str:
+    """Why files cannot lie at a path or URL; empty if they can. Never repeats a secret.
+
+    Example:
+        >>> url_mistake("s3:/bucket/runs")
+        "'s3:/bucket/runs' would be a local folder; did you mean s3://bucket/runs?"
+        >>> url_mistake("runs/s3:/bucket")
+        ''
+    """
+    scheme, separator, rest = url.partition("://")
+    if not separator:
+        scheme, separator, rest = url.partition(":/")
+        if separator and scheme.rpartition("::")[2].lower() in available_protocols():
+            return f"{url!r} would be a local folder; did you mean {scheme.lower()}://{_absolute(scheme, rest)}?"
+        return ""
+    if scheme.rpartition("::")[2] == "memory":
+        return f"{url!r}: memory:// lives in one process, but workers run in others; use a folder or an object store"
+    if "@" in rest.split("/", 1)[0] or re.search(_SECRET, rest, re.I):
+        return (
+            f"{scheme}://…: credentials in a URL end up in logs; take them from the environment, the instance role "
+            "or the usual config files"
+        )
+    return ""
+
+
+def _absolute(scheme: str, rest: str) -> str:
+    """What stands after the `://` that was meant: file:/data is file:///data."""
+    return f"/{rest}" if scheme.lower() in ("file", "local") else rest
+
+
+def _storage(config: Config) -> Iterator[str]:
+    if mistake := url_mistake(config.storage):
+        yield f"storage: {mistake}"
+    elif submitted() and "://" not in config.storage and not config.storage.startswith(("/", "~")):
+        yield (
+            f"storage: {config.storage!r} is relative, and a Ray job runs in a temporary copy of the folder that was "
+            "submitted, which goes with it; must be an absolute path or a URL that every node reaches"
+        )
+
+
+def _data(config: Config) -> Iterator[str]:
+    data = config.data
+    if data.path is not None and (mistake := url_mistake(data.path)):
+        yield f"data.path: {mistake}"
+    validation, test = data.validation_fraction, data.test_fraction
+    if validation + test >= 1:
+        yield (
+            f"data.validation_fraction: {validation:g} and data.test_fraction {test:g} add up to "
+            f"{validation + test:g}; must be below 1 together"
+        )
+
+
+def equal_parts(config: Config) -> Iterator[str]:
+    """Batches of which some number of workers that training may have cannot take equal parts."""
+    train = config.train
+    workers = range(train.least_workers, train.most_workers + 1)
+    for key, value in (("train.batch_size", train.batch_size), ("sampler.particles", config.sampler.particles)):
+        if bad := [str(number) for number in workers if value % number]:
+            yield (
+                f"{key}: {value} does not divide over train.num_workers={train.num_workers}"
+                + (f" ({', '.join(bad)} of them)" if len(workers) > 1 else "")
+            )
+
+
+CHECKS = (
+    Check(("storage",), _storage),
+    Check(("data",), _data),
+    Check(("train", "sampler"), equal_parts),
+)
+"""What is checked of every configuration that a user gives."""

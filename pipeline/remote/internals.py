@@ -1,0 +1,46 @@
+"""Names of Ray that Ray does not promise to keep, all of them, each with why it is needed; tried with Ray 2.60.
+
+tests/pipeline/test_internals.py asserts that the installed Ray has them and says which version took one away.
+"""
+
+from typing import Any
+
+__all__ = ["cancel_reservation", "keep_keys_out_of_runtime_environments", "reservation_of"]
+
+COORDINATOR = "AutoscalingCoordinator"
+"""Name and namespace of the actor that keeps what elastic training groups have reserved (Ray 2.52 and later)."""
+
+
+def reservation_of(trainer: Any) -> str | None:
+    """Under which name a trainer's driver reserves resources; None where Ray does not tell.
+
+    `train_run_context.run_id` of a Train V2 trainer is not public, nor is the form of the name.
+    """
+    own = getattr(getattr(trainer, "train_run_context", None), "run_id", None)
+    return f"train-{own}" if own is not None else None
+
+
+def cancel_reservation(name: str) -> None:
+    """Give up what a killed driver had reserved on a cluster that lives on.
+
+    Ray's coordinator would keep it for three minutes, in which the new group of workers waits. Where there is no such
+    coordinator, nothing happens.
+    """
+    import ray
+
+    try:
+        coordinator = ray.get_actor(COORDINATOR, namespace=COORDINATOR)
+        ray.get(coordinator.cancel_request.remote(requester_id=name), timeout=10)
+    except (ValueError, AttributeError, ray.exceptions.RayError):
+        pass  # a cluster of its own, or an older one that has forgotten
+
+
+def keep_keys_out_of_runtime_environments() -> None:
+    """Keep Tune from copying the AWS_* variables into runtime environments, which Ray writes into its logs.
+
+    A trial has them from its node anyway.
+    """
+    from ray.tune.execution import class_cache
+
+    secrets = {name for name in class_cache.ENV_VARS_TO_PROPAGATE if name.startswith("AWS_")}
+    class_cache.ENV_VARS_TO_PROPAGATE.difference_update(secrets)
