@@ -1,10 +1,10 @@
-"""PNG and JPEG bytes to arrays of one shape: one image, or many files in this process or in parallel on Ray.
+"""Encoded images to arrays of one shape: one image, or many files in this process or in parallel on Ray.
 
 How an image is read: its EXIF orientation is applied; transparent pixels (RGBA, LA, palettes with transparency)
 are laid over white; palettes and CMYK become RGB; 16-bit grey keeps its upper 8 bits; of an animation the first
-frame counts. An image is grey when its mode is, whatever its pixels are. Then the largest centred square, or the one
-of `crop` pixels, is resized (bicubic, antialiased) to `image_size`. Pillow's limit against decompression bombs stays
-on.
+frame counts, of a TIFF with several pages the first. An image is grey when its mode is, whatever its pixels are. Then
+the largest centred square, or the one of `crop` pixels, is resized (bicubic, antialiased) to `image_size`. Pillow's
+limit against decompression bombs stays on.
 """
 
 import io
@@ -18,7 +18,7 @@ from typing import NamedTuple, TypeVar, cast
 
 import numpy as np
 import pyarrow as pa
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps, UnidentifiedImageError, features
 from tqdm import tqdm
 
 from pipeline.config.errors import PipelineError
@@ -29,11 +29,13 @@ from pipeline.remote.connect import connect
 from pipeline.store.folder import Folder
 
 __all__ = [
+    "ENDINGS",
     "PARALLEL_FROM",
     "BadImage",
     "Form",
     "decode",
     "decode_files",
+    "decode_or_reason",
     "fit",
     "fit_one",
     "progress",
@@ -44,6 +46,19 @@ PARALLEL_FROM = 2000
 """Files from which on starting Ray (about 6 s on one machine) pays."""
 
 _FILES_PER_TASK = 256
+
+# Pillow's name of each format that is read -> the endings of its files. WebP is a library that Pillow may lack.
+_FORMATS = {
+    "PNG": (".png",),
+    "JPEG": (".jpg", ".jpeg"),
+    **({"WEBP": (".webp",)} if features.check("webp") else {}),
+    "BMP": (".bmp",),
+    "TIFF": (".tif", ".tiff"),
+    "GIF": (".gif",),
+}
+
+ENDINGS = tuple(ending for endings in _FORMATS.values() for ending in endings)
+"""Of the files that are read as images, in lower case."""
 
 T = TypeVar("T")
 
@@ -135,24 +150,28 @@ def to_array(image: Image.Image, form: Form = AS_IT_IS) -> np.ndarray:
 
 
 def decode(content: bytes, form: Form = AS_IT_IS) -> np.ndarray:
-    """Pixels of an encoded PNG or JPEG image: (C, H, W) uint8, see `to_array`.
+    """Pixels of an encoded image, of a format that `ENDINGS` has: (C, H, W) uint8, see `to_array`.
 
     Raises:
         BadImage: with the reason.
+        MemoryError: which says nothing of the image.
 
     Example:
         >>> decode(b"hello")
         Traceback (most recent call last):
-        pipeline.prepare.decode.BadImage: not a PNG or JPEG image (5 bytes)
+        pipeline.prepare.decode.BadImage: not a PNG, JPEG, WEBP, BMP, TIFF or GIF image (5 bytes)
     """
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(io.BytesIO(content), formats=("PNG", "JPEG")) as image:
+            with Image.open(io.BytesIO(content), formats=tuple(_FORMATS)) as image:
                 return to_array(ImageOps.exif_transpose(image), form)
     except UnidentifiedImageError:
-        raise BadImage(f"not a PNG or JPEG image ({len(content):,} bytes)") from None
+        *others, last = _FORMATS
+        raise BadImage(f"not a {', '.join(others)} or {last} image ({len(content):,} bytes)") from None
+    except MemoryError:
+        raise
     except Exception as error:  # damaged bytes make the decoders raise anything from SyntaxError to struct.error
         raise BadImage(str(error) or type(error).__name__) from None
 
@@ -190,11 +209,28 @@ def fit_one(image: np.ndarray, form: Form) -> np.ndarray:
 Decoded = tuple[int, np.ndarray | str]
 
 
-def _decode_file(folder: Folder, name: str, form: Form) -> np.ndarray | str:
+def decode_or_reason(content: bytes, form: Form, where: str) -> np.ndarray | str:
+    """Pixels of an encoded image, or the reason why there are none.
+
+    Raises:
+        PipelineError: naming the image, `where`, if there is not enough memory to decode it.
+
+    Example:
+        >>> decode_or_reason(b"hello", AS_IT_IS, "a.png")
+        'not a PNG, JPEG, WEBP, BMP, TIFF or GIF image (5 bytes)'
+    """
     try:
-        return decode(folder.read(name), form)
+        return decode(content, form)
     except BadImage as error:
         return str(error)
+    except MemoryError as error:
+        raise PipelineError(
+            f"{where}: there is not enough memory to decode it ({str(error) or 'no details'})"
+        ) from None
+
+
+def _decode_file(folder: Folder, name: str, form: Form) -> np.ndarray | str:
+    return decode_or_reason(folder.read(name), form, f"{folder.url}/{name}")
 
 
 def _decode_block(table: pa.Table, folder: Folder, form: Form) -> pa.Table:

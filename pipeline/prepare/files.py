@@ -12,7 +12,7 @@ __all__ = ["load_folder"]
 
 
 def load_folder(config: Config, folder: Folder, names: list[str]) -> RawImages:
-    """PNG and JPEG files.
+    """Image files of the kinds that `decode.ENDINGS` names.
 
     Top-level folders `train`, `validation` (or `val`) and `test` are splits if `train` is there and at least one
     other, or nothing else; then files outside them are left out and listed. The next folder is the label.

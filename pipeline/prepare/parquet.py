@@ -11,9 +11,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.config.errors import PipelineError
+from pipeline.config.errors import MissingFileError, PipelineError
 from pipeline.config.sections import DataConfig
-from pipeline.prepare.decode import BadImage, Form, decode, fit_one, progress
+from pipeline.prepare.decode import Form, decode_or_reason, fit_one, progress
 from pipeline.prepare.gather import Collector
 from pipeline.prepare.raw import RawImages, classes_of, split_of_name
 from pipeline.store.folder import Folder
@@ -26,9 +26,9 @@ _BATCH = 1000
 def load_parquet(data: DataConfig, folder: Folder, names: Sequence[str]) -> RawImages:
     """Parquet files with a column `image` (or `img`) and optionally `label` and `split`.
 
-    Images are our own fixed-size pixels (shape in the schema's metadata), or encoded PNG or JPEG: binary, or Hugging
-    Face's struct of bytes and path. Without a column `split`, files named `train-*`, `validation-*` and `test-*` are
-    the splits, as on the Hugging Face hub.
+    Images are our own fixed-size pixels (shape in the schema's metadata), or encoded as an image file is: binary, or
+    Hugging Face's struct of bytes and path. Without a column `split`, files named `train-*`, `validation-*` and
+    `test-*` are the splits, as on the Hugging Face hub.
 
     Raises:
         PipelineError: naming a file that is damaged or has no such column.
@@ -50,12 +50,13 @@ def load_parquet(data: DataConfig, folder: Folder, names: Sequence[str]) -> RawI
                     raise PipelineError(f"{where} row {number}: split is {split!r}, not train, validation or test")
                 splits.append(named)
                 values.append(label)
-                try:
-                    pixels = _pixels(image, data)
-                except BadImage as error:
-                    collector.reject(f"{name} row {number}", str(error))
+                pixels = _pixels(image, data, f"{where} row {number}")
+                if isinstance(pixels, str):
+                    collector.reject(f"{name} row {number}", pixels)
                 else:
                     collector.add(len(splits) - 1, f"{name} row {number}", pixels)
+        except pa.ArrowMemoryError as error:
+            raise PipelineError(f"{where}: there is not enough memory to read it ({error})") from None
         except pa.ArrowException as error:
             raise PipelineError(f"{where} is not readable Parquet: {error}") from None
     images, kept = collector.finish()
@@ -77,17 +78,18 @@ def _class_names(folder: Folder, schema: pa.Schema) -> list[str] | None:
         if b"huggingface" in metadata:
             return json.loads(metadata[b"huggingface"])["info"]["features"]["label"]["names"]
         if b"shape" in metadata:
-            return folder.read_json("manifest.json")["info"]["classes"] or None
-    except (PipelineError, ValueError, KeyError, TypeError):
+            return json.loads(folder.read("manifest.json"))["info"]["classes"] or None
+    except (MissingFileError, ValueError, KeyError, TypeError):
         pass  # optional on both sides; the labels' own values are the names then
     return None
 
 
-def _pixels(image: bytes | np.ndarray | None, data: DataConfig) -> np.ndarray:
+def _pixels(image: bytes | np.ndarray | None, data: DataConfig, where: str) -> np.ndarray | str:
+    """Pixels, or the reason why there are none."""
     if image is None:
-        raise BadImage("the row holds no image bytes")
+        return "the row holds no image bytes"
     if isinstance(image, bytes):
-        return decode(image, Form.of(data))
+        return decode_or_reason(image, Form.of(data), where)
     return fit_one(image, Form.of(data))
 
 
@@ -106,7 +108,7 @@ def _rows(file: pq.ParquetFile, where: str) -> Iterator[tuple[bytes | np.ndarray
     elif pa.types.is_struct(kind) and kind.get_field_index("bytes") >= 0:
         pass
     elif not (pa.types.is_binary(kind) or pa.types.is_large_binary(kind)):
-        raise PipelineError(f"{where}: column {column} is {kind}, not PNG or JPEG bytes or struct<bytes, path>")
+        raise PipelineError(f"{where}: column {column} is {kind}, not bytes of encoded images or struct<bytes, path>")
     if "label" in schema.names:
         label_kind = schema.field("label").type
         label_kind = label_kind.value_type if pa.types.is_dictionary(label_kind) else label_kind

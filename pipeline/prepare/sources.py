@@ -5,8 +5,10 @@ is recognised without reading it. Decoded images beyond 1 GiB lie in temporary f
 for them twice; those of `idx` and `digits` are held in memory.
 """
 
+import posixpath
 import re
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from importlib.metadata import version
 from typing import Any, NamedTuple
@@ -14,6 +16,7 @@ from typing import Any, NamedTuple
 from pipeline.config.errors import ConfigError, PipelineError
 from pipeline.config.sections import Config
 from pipeline.config.variants import SOURCES
+from pipeline.prepare.decode import ENDINGS
 from pipeline.prepare.digits import load_digits
 from pipeline.prepare.files import load_folder
 from pipeline.prepare.idx import load_idx
@@ -25,6 +28,7 @@ from pipeline.store.folder import Folder, fingerprint
 __all__ = [
     "RawImages",
     "Source",
+    "describe_passed_over",
     "find_digits",
     "find_folder",
     "find_idx",
@@ -34,16 +38,21 @@ __all__ = [
 ]
 
 
+_ENDINGS_NAMED = 10
+
+
 class Source(NamedTuple):
     """A source that was found.
 
     Attributes:
         description: changes when the source's content does; JSON-serialisable.
         load: reads it; raises PipelineError naming the file that is wrong.
+        passed_over: ending -> how many files of that ending lie there and are not read.
     """
 
     description: dict[str, Any]
     load: Callable[[], RawImages]
+    passed_over: Mapping[str, int] = {}
 
 
 def find_source(config: Config) -> Source:
@@ -80,7 +89,7 @@ def find_idx(config: Config) -> Source:
 
 def find_folder(config: Config) -> Source:
     """Image files, whose folders are labels."""
-    return _find_files(config, partial(load_folder, config), (".png", ".jpg", ".jpeg"))
+    return _find_files(config, partial(load_folder, config), ENDINGS)
 
 
 def find_parquet(config: Config) -> Source:
@@ -98,12 +107,36 @@ def _find_files(
     assert path is not None  # DataConfig checks it
     if recursive:
         _refuse_own_folder(config, path)
-    folder, files = _list_files(path, recursive)
-    files = {name: tag for name, tag in files.items() if name.lower().endswith(endings)}
+    folder, found = _list_files(path, recursive)
+    files = {name: tag for name, tag in found.items() if name.lower().endswith(endings)}
+    passed_over = _count_endings(found.keys() - files.keys())
     if not files:
-        kind = config.data.source
-        raise PipelineError(f"{folder.url} has no files for source {kind!r}: {', '.join(endings)}")
-    return Source({"files": len(files), "digest": fingerprint(files)}, partial(load, folder, list(files)))
+        there = f"; it has {describe_passed_over(passed_over)}" if passed_over else ""
+        raise PipelineError(
+            f"{folder.url} has no files for source {config.data.source!r}: {', '.join(endings)}{there}"
+        )
+    description = {"files": len(files), "digest": fingerprint(files)}
+    return Source(description, partial(load, folder, list(files)), passed_over)
+
+
+def _count_endings(names: Iterable[str]) -> dict[str, int]:
+    """How many files have each ending, the most frequent first."""
+    counts = Counter(posixpath.splitext(name)[1].lower() for name in names)
+    return dict(sorted(counts.items(), key=lambda item: (-item[1], item[0])))
+
+
+def describe_passed_over(counts: Mapping[str, int]) -> str:
+    """Files of other endings in words.
+
+    Example:
+        >>> describe_passed_over({".txt": 1200, "": 1})
+        '1,200 of ending .txt, 1 without ending'
+    """
+    named = dict(list(counts.items())[:_ENDINGS_NAMED])
+    said = [f"{n:,} of ending {ending}" if ending else f"{n:,} without ending" for ending, n in named.items()]
+    if others := sum(counts.values()) - sum(named.values()):
+        said.append(f"{others:,} of {len(counts) - len(named):,} other endings")
+    return ", ".join(said)
 
 
 def _refuse_own_folder(config: Config, path: str) -> None:
@@ -123,14 +156,16 @@ def _list_files(path: str, recursive: bool = True) -> tuple[Folder, dict[str, st
     folder = Folder(path)
     try:
         filesystem, root = folder.filesystem, folder.path()
-        if filesystem.isfile(root):
+        info = filesystem.info(root)  # not isfile and isdir, for which a storage that fails is an empty one
+        if info["type"] == "file":
             parent, _, name = folder.url.rpartition("/")
-            return Folder(parent), {name: _tag(filesystem.info(root))}
-        if not filesystem.isdir(root):
-            raise PipelineError(f"data.path={path}: there is no such file or folder ({folder.url})")
-        found = filesystem.find(root, maxdepth=None if recursive else 1, detail=True)
+            return Folder(parent), {name: _tag(info)}
+        loud = {"on_error": "raise"} if folder.is_local else {}  # else a folder that may not be read has no files
+        found = filesystem.find(root, maxdepth=None if recursive else 1, detail=True, **loud)
     except (ConfigError, PipelineError):
         raise
+    except FileNotFoundError:
+        raise PipelineError(f"data.path={path}: there is no such file or folder ({folder.url})") from None
     except Exception as error:  # every object store's client raises its own kinds
         raise PipelineError(f"data.path={path}: cannot list {folder.url}: {error}") from error
     prefix = root.rstrip("/") + "/"

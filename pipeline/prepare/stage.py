@@ -6,7 +6,7 @@ import numpy as np
 
 from pipeline.config.errors import PipelineError
 from pipeline.config.sections import DataConfig
-from pipeline.prepare.sources import Source, find_source
+from pipeline.prepare.sources import Source, describe_passed_over, find_source
 from pipeline.store.data.shards import SPLITS, write_split
 from pipeline.store.manifest import Manifest, say
 from pipeline.store.run import Run
@@ -81,6 +81,7 @@ def _write(run: Run, source: Source) -> tuple[list[str], dict[str, Any]]:
         "pixel_mean": _pixel_mean(raw.images, parts["train"]),
         "skipped": list(raw.skipped[:_LISTED]),
         "skipped_count": len(raw.skipped),
+        "passed_over": dict(source.passed_over),
     }
     say(f"data: {_summary(info)}")
     return names, info
@@ -96,4 +97,5 @@ def _summary(info: dict[str, Any]) -> str:
     classes = f"{len(info['classes'])} classes" if info["classes"] else "no labels"
     counts = ", ".join(f"{split} {count:,}" for split, count in info["counts"].items())
     skipped = f"; {info['skipped_count']:,} files skipped" if info["skipped_count"] else ""
-    return f"{sum(info['counts'].values()):,} images {shape}, {classes}: {counts}{skipped}"
+    passed_over = f"; passed over: {describe_passed_over(info['passed_over'])}" if info["passed_over"] else ""
+    return f"{sum(info['counts'].values()):,} images {shape}, {classes}: {counts}{skipped}{passed_over}"
