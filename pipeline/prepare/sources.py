@@ -39,6 +39,7 @@ __all__ = [
 
 
 _ENDINGS_NAMED = 10
+_HIDDEN = r"(^|/)(\.|__MACOSX/)"
 
 
 class Source(NamedTuple):
@@ -160,17 +161,14 @@ def _list_files(path: str, recursive: bool = True) -> tuple[Folder, dict[str, st
         if info["type"] == "file":
             parent, _, name = folder.url.rpartition("/")
             return Folder(parent), {name: _tag(info)}
-        loud = {"on_error": "raise"} if folder.is_local else {}  # else a folder that may not be read has no files
-        found = filesystem.find(root, maxdepth=None if recursive else 1, detail=True, **loud)
-    except (ConfigError, PipelineError):
+    except ConfigError:
         raise
     except FileNotFoundError:
         raise PipelineError(f"data.path={path}: there is no such file or folder ({folder.url})") from None
     except Exception as error:  # every object store's client raises its own kinds
         raise PipelineError(f"data.path={path}: cannot list {folder.url}: {error}") from error
-    prefix = root.rstrip("/") + "/"
-    files = {str(name).removeprefix(prefix): _tag(info) for name, info in sorted(found.items())}
-    return folder, {name: tag for name, tag in files.items() if not re.search(r"(^|/)(\.|__MACOSX/)", name)}
+    found = folder.below(depth=None if recursive else 1)
+    return folder, {name: _tag(about) for name, about in found.items() if not re.search(_HIDDEN, name)}
 
 
 def _tag(info: dict[str, Any]) -> str:

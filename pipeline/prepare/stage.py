@@ -8,7 +8,7 @@ from pipeline.config.errors import PipelineError
 from pipeline.config.sections import DataConfig
 from pipeline.prepare.sources import Source, describe_passed_over, find_source
 from pipeline.store.data.shards import SPLITS, write_split
-from pipeline.store.manifest import Manifest, say
+from pipeline.store.manifest import Manifest, Output, say
 from pipeline.store.run import Run
 
 __all__ = ["cut_splits", "run"]
@@ -61,13 +61,13 @@ def run(run: Run, force: bool = False) -> Manifest:
     return run.stage("data", depends_on, lambda _: _write(run, source), force)
 
 
-def _write(run: Run, source: Source) -> tuple[list[str], dict[str, Any]]:
+def _write(run: Run, source: Source) -> tuple[list[Output], dict[str, Any]]:
     raw, config = source.load(), run.config
     parts = cut_splits(raw.splits, config.data, config.seed)
     run.folder.remove("data")  # shards of an earlier, larger data set would outlive this one
-    names: list[str] = []
+    outputs: list[Output] = []
     for split, indices in parts.items():
-        names += write_split(run.folder, split, raw.images, raw.labels, config.data.images_per_shard, indices)
+        outputs += write_split(run.folder, split, raw.images, raw.labels, config.data.images_per_shard, indices)
     counts = {split: len(indices) for split, indices in parts.items()}
     used = np.concatenate(list(parts.values()))
     labelled = np.array([], np.int64) if raw.labels is None else raw.labels[used]
@@ -84,7 +84,7 @@ def _write(run: Run, source: Source) -> tuple[list[str], dict[str, Any]]:
         "passed_over": dict(source.passed_over),
     }
     say(f"data: {_summary(info)}")
-    return names, info
+    return outputs, info
 
 
 def _pixel_mean(images: np.ndarray, indices: np.ndarray) -> float:

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from pipeline.config.errors import PipelineError
 from pipeline.store.folder import Folder
-from pipeline.store.manifest import Manifest
+from pipeline.store.manifest import Manifest, Output
 from pipeline.store.run import Run
 
 __all__ = [
@@ -126,7 +126,7 @@ def write_split(
     labels: np.ndarray | None,
     images_per_shard: int,
     indices: np.ndarray | None = None,
-) -> list[str]:
+) -> list[Output]:
     """Write one split as shards under `data/`, holding one shard at a time.
 
     Args:
@@ -138,21 +138,26 @@ def write_split(
         indices: which images make up the split, in this order; None for all.
 
     Returns:
-        Paths of the shards and of the list of their row groups, under the run's folder.
+        The shards, and the list of their row groups.
     """
     indices = np.arange(len(images)) if indices is None else indices
     groups: dict[str, list[tuple[int, str]]] = {}
+    outputs: list[Output] = []
     for number, start in enumerate(range(0, len(indices), images_per_shard)):
         part = indices[start : start + images_per_shard]
         name = f"data/{split}-{number:05d}.parquet"
         pixels, numbers = images[part], None if labels is None else labels[part]
-        folder.write(name, encode_shard(pixels, numbers, split))
+        outputs.append(_write(folder, name, encode_shard(pixels, numbers, split)))
         known = np.full(len(part), -1) if numbers is None else numbers
         step = rows_per_group(images.shape[1:])
         slices = [slice(first, min(first + step, len(part))) for first in range(0, len(part), step)]
         groups[name] = [(rows.stop - rows.start, group_digest(pixels[rows], known[rows])) for rows in slices]
-    folder.write(index_name(split), json.dumps(groups).encode())
-    return [*groups, index_name(split)]
+    return [*outputs, _write(folder, index_name(split), json.dumps(groups).encode())]
+
+
+def _write(folder: Folder, name: str, content: bytes) -> Output:
+    folder.write(name, content)
+    return Output.of(name, content)
 
 
 def _shards(manifest: Manifest, split: str) -> list[str]:
