@@ -1,26 +1,28 @@
 """Where images come from: `find_source` looks and describes, the source's `load` reads and decodes.
 
 Every source is brought to the same form, `RawImages`. Looking is cheap (a listing at most), so an unchanged source
-is recognised without reading it. Decoded images beyond 1 GiB lie in temporary files under $TMPDIR, which needs room
-for them twice; those of `idx` and `digits` are held in memory.
+is recognised without reading it. Images that lie on storage, those of `folder` and `parquet`, are indexed first: of
+many, no process ever holds more than some (see `scatter`). Decoded images of `torchvision` beyond 1 GiB lie in
+temporary files under $TMPDIR, which needs room for them twice; those of `idx` and `digits` are held in memory.
 """
 
 import posixpath
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from importlib.metadata import version
 from typing import Any, NamedTuple
 
 from pipeline.config.errors import ConfigError, PipelineError
-from pipeline.config.sections import Config
+from pipeline.config.sections import Config, DataConfig
 from pipeline.config.variants import SOURCES
 from pipeline.prepare.decode import ENDINGS
 from pipeline.prepare.digits import load_digits
-from pipeline.prepare.files import load_folder
+from pipeline.prepare.files import index_folder
 from pipeline.prepare.idx import load_idx
-from pipeline.prepare.parquet import load_parquet
+from pipeline.prepare.indexed import IndexedImages, collect
+from pipeline.prepare.parquet import index_parquet
 from pipeline.prepare.raw import RawImages
 from pipeline.prepare.torchvision import load_torchvision, torchvision_class
 from pipeline.store.folder import Folder, fingerprint
@@ -49,11 +51,13 @@ class Source(NamedTuple):
         description: changes when the source's content does; JSON-serialisable.
         load: reads it; raises PipelineError naming the file that is wrong.
         passed_over: ending -> how many files of that ending lie there and are not read.
+        indexed: labels, splits and places of images that lie on storage; None where only `load` can be called.
     """
 
     description: dict[str, Any]
     load: Callable[[], RawImages]
     passed_over: Mapping[str, int] = {}
+    indexed: Callable[[], IndexedImages] | None = None
 
 
 def find_source(config: Config) -> Source:
@@ -85,25 +89,37 @@ def find_torchvision(config: Config) -> Source:
 def find_idx(config: Config) -> Source:
     """MNIST-style IDX files in one folder."""
     endings = ("-ubyte", "-ubyte.gz", "classes.txt")
-    return _find_files(config, partial(load_idx, config.data), endings, recursive=False)
+    found = _find_files(config, endings, recursive=False)
+    return Source(found.description, partial(load_idx, config.data, found.folder, found.names), found.passed_over)
 
 
 def find_folder(config: Config) -> Source:
     """Image files, whose folders are labels."""
-    return _find_files(config, partial(load_folder, config), ENDINGS)
+    return _indexed(config, index_folder, _find_files(config, ENDINGS))
 
 
 def find_parquet(config: Config) -> Source:
     """Parquet files with an image column."""
-    return _find_files(config, partial(load_parquet, config.data), (".parquet",))
+    return _indexed(config, index_parquet, _find_files(config, (".parquet",)))
 
 
-def _find_files(
-    config: Config,
-    load: Callable[[Folder, list[str]], RawImages],
-    endings: tuple[str, ...],
-    recursive: bool = True,
+class _Files(NamedTuple):
+    """The files of a source, and what `Source` says of them."""
+
+    folder: Folder
+    names: list[str]
+    description: dict[str, Any]
+    passed_over: dict[str, int]
+
+
+def _indexed(
+    config: Config, index: Callable[[DataConfig, Folder, Sequence[str]], IndexedImages], found: _Files
 ) -> Source:
+    indexed = partial(index, config.data, found.folder, found.names)
+    return Source(found.description, lambda: collect(indexed(), config.data.on_bad_image), found.passed_over, indexed)
+
+
+def _find_files(config: Config, endings: tuple[str, ...], recursive: bool = True) -> _Files:
     path = config.data.path
     assert path is not None  # DataConfig checks it
     if recursive:
@@ -116,8 +132,7 @@ def _find_files(
         raise PipelineError(
             f"{folder.url} has no files for source {config.data.source!r}: {', '.join(endings)}{there}"
         )
-    description = {"files": len(files), "digest": fingerprint(files)}
-    return Source(description, partial(load, folder, list(files)), passed_over)
+    return _Files(folder, list(files), {"files": len(files), "digest": fingerprint(files)}, passed_over)
 
 
 def _count_endings(names: Iterable[str]) -> dict[str, int]:

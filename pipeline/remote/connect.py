@@ -3,7 +3,7 @@
 import logging
 import os
 import socket
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -118,7 +118,7 @@ def use_cuda(device: str) -> bool:
 
 def parallel_map(
     function: Callable[[Any], Any],
-    items: Sequence[Any],
+    items: Iterable[Any],
     workers: int,
     resources: dict[str, float] | None = None,
 ) -> Iterator[Any]:

@@ -142,15 +142,15 @@ class Folder:
         with self._explained("look for", name):
             return bool(self.filesystem.exists(self.path(name)))
 
-    def read(self, name: str) -> bytes:
-        """Content of `name`.
+    def read(self, name: str, start: int | None = None, stop: int | None = None) -> bytes:
+        """Content of `name`, or its bytes from `start` to `stop`.
 
         Raises:
             PipelineError: if it is not there or the storage refuses.
         """
         with self._explained("read", name):
             try:
-                return self.filesystem.cat_file(self.path(name))
+                return self.filesystem.cat_file(self.path(name), start=start, end=stop)
             except FileNotFoundError:
                 raise MissingFileError(f"{self.url}/{name} does not exist") from None
 

@@ -183,7 +183,7 @@ def test_ray_decodes_to_the_same_bytes(tmp_path, monkeypatch, capfd):
         save(tmp_path / f"{number % 4}" / f"{number}.{'jpg' if number % 2 else 'png'}", Image.fromarray(pixels))
     (tmp_path / "1" / "bad.png").write_text("text")
     here = load("folder", tmp_path, image_size=8, on_bad_image="skip")
-    monkeypatch.setattr(image_files, "PARALLEL_FROM", 1)
+    monkeypatch.setattr(files, "PARALLEL_FROM", 1)
     there = load("folder", tmp_path, image_size=8, on_bad_image="skip")
     assert np.array_equal(here.images, there.images)
     assert np.array_equal(here.labels, there.labels)
@@ -211,7 +211,7 @@ def test_many_images_lie_in_temporary_files(monkeypatch):
     monkeypatch.setattr(collector, "_on_disk", on_disk)
 
     def collect():
-        gathered = collector.Collector("fail")
+        gathered = collector.Collector("fail", "here")
         for number in rng.permutation(len(images)).tolist():
             gathered.add(number, str(number), images[number])
         return gathered.finish()

@@ -15,7 +15,7 @@ from pipeline.config.errors import PipelineError
 from pipeline.config.load import parse_config
 from pipeline.config.sections import DataConfig
 from pipeline.prepare import stage
-from pipeline.prepare.stage import cut_splits
+from pipeline.prepare.splits import cut_splits
 from pipeline.store.data.shards import SPLITS, load_split
 from pipeline.store.folder import sha256
 from pipeline.store.run import open_run
