@@ -174,30 +174,6 @@ def test_sizes_that_differ_need_image_size(tmp_path):
     assert load("folder", tmp_path, image_size=4).images.shape == (2, 1, 4, 4)
 
 
-@pytest.mark.slow
-def test_ray_decodes_to_the_same_bytes(tmp_path, monkeypatch, capfd):
-    rng = np.random.default_rng(0)
-    for number in range(600):
-        sides = tuple(int(side) for side in rng.integers(9, 30, 2))
-        pixels = rng.integers(0, 256, (*sides, *([3] if number % 3 else [])), dtype=np.uint8)
-        save(tmp_path / f"{number % 4}" / f"{number}.{'jpg' if number % 2 else 'png'}", Image.fromarray(pixels))
-    (tmp_path / "1" / "bad.png").write_text("text")
-    here = load("folder", tmp_path, image_size=8, on_bad_image="skip")
-    monkeypatch.setattr(files, "PARALLEL_FROM", 1)
-    there = load("folder", tmp_path, image_size=8, on_bad_image="skip")
-    assert np.array_equal(here.images, there.images)
-    assert np.array_equal(here.labels, there.labels)
-    assert here.skipped == there.skipped
-    assert len(here.images) == 600
-    printed = capfd.readouterr()
-    assert "xecution" not in printed.out + printed.err
-    source = find_source(parse_config({"data": {"source": "folder", "path": str(tmp_path)}}))
-    for path in (tmp_path / "0").iterdir():
-        path.unlink()
-    with pytest.raises(PipelineError, match=r"0/.*\.png does not exist"):
-        source.load()
-
-
 def test_many_images_lie_in_temporary_files(monkeypatch):
     rng = np.random.default_rng(0)
     images = [rng.integers(0, 256, (1 if number % 3 else 3, 8, 8), dtype=np.uint8) for number in range(40)]
