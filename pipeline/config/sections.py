@@ -66,7 +66,9 @@ class DataConfig(Section):
         "with validation_fraction",
     )
     max_train_images: Count | None = Field(None, description="use only this many training images; null: all")
-    images_per_shard: Count = Field(10_000, description="rows of one Parquet file")
+    images_per_shard: Count | None = Field(
+        10_000, description="rows of one Parquet file, of 128 MiB of pixels at most; null: as many as that holds"
+    )
     on_bad_image: Literal["fail", "skip"] = Field(
         "fail", description="fail: stop and name the file; skip: leave it out and list it in the manifest"
     )

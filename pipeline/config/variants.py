@@ -49,9 +49,7 @@ SOURCES.register(
     )
 )
 SOURCES.register(ImageSource("idx", "a folder of MNIST-style IDX files", lazy(f"{_FIND}:find_idx"), _PATH))
-SOURCES.register(
-    ImageSource("folder", "PNG/JPEG images, sub-folders are labels", lazy(f"{_FIND}:find_folder"), _PATH)
-)
+SOURCES.register(ImageSource("folder", "image files, sub-folders are labels", lazy(f"{_FIND}:find_folder"), _PATH))
 SOURCES.register(ImageSource("parquet", "files with an image column", lazy(f"{_FIND}:find_parquet"), _PATH))
 
 

@@ -21,7 +21,7 @@ def run(run: Run, force: bool = False) -> Manifest:
         Manifest of stage `data`. Its `info`: `source`; `shape` [C, H, W]; `counts` by split; `classes`, names of
         labels 0, 1, …, empty without labels; `label_counts` by class, over all splits; `pixel_mean`, of the training
         images in [0, 1], over all channels; `skipped`, the first 1,000 `{"file", "reason"}` left out;
-        `skipped_count`, all of them.
+        `skipped_count`, all of them; `passed_over`, how many files of other endings lie beside them, by ending.
 
     Raises:
         ConfigError: if `data.*` cannot work.

@@ -1,49 +1,51 @@
-"""PNG and JPEG bytes to arrays of one shape: one image, or many files in this process or in parallel on Ray.
+"""Encoded images to arrays of one shape.
 
 How an image is read: its EXIF orientation is applied; transparent pixels (RGBA, LA, palettes with transparency)
 are laid over white; palettes and CMYK become RGB; 16-bit grey keeps its upper 8 bits; of an animation the first
-frame counts. An image is grey when its mode is, whatever its pixels are. Then the largest centred square, or the one
-of `crop` pixels, is resized (bicubic, antialiased) to `image_size`. Pillow's limit against decompression bombs stays
-on.
+frame counts, of a TIFF with several pages the first. An image is grey when its mode is, whatever its pixels are. Then
+the largest centred square, or the one of `crop` pixels, is resized (bicubic, antialiased) to `image_size`. Pillow's
+limit against decompression bombs stays on.
 """
 
 import io
-import logging
 import math
 import sys
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
-from functools import partial
-from typing import NamedTuple, TypeVar, cast
+from typing import NamedTuple, TypeVar
 
 import numpy as np
-import pyarrow as pa
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps, UnidentifiedImageError, features
 from tqdm import tqdm
 
 from pipeline.config.errors import PipelineError
-from pipeline.config.load import Config
 from pipeline.config.sections import DataConfig
 from pipeline.prepare.gather import Collector
-from pipeline.remote.connect import connect
-from pipeline.store.folder import Folder
 
 __all__ = [
-    "PARALLEL_FROM",
+    "ENDINGS",
     "BadImage",
     "Form",
     "decode",
-    "decode_files",
+    "decode_or_reason",
     "fit",
     "fit_one",
     "progress",
     "to_array",
 ]
 
-PARALLEL_FROM = 2000
-"""Files from which on starting Ray (about 6 s on one machine) pays."""
+# Pillow's name of each format that is read -> the endings of its files. WebP is a library that Pillow may lack.
+_FORMATS = {
+    "PNG": (".png",),
+    "JPEG": (".jpg", ".jpeg"),
+    **({"WEBP": (".webp",)} if features.check("webp") else {}),
+    "BMP": (".bmp",),
+    "TIFF": (".tif", ".tiff"),
+    "GIF": (".gif",),
+}
 
-_FILES_PER_TASK = 256
+ENDINGS = tuple(ending for endings in _FORMATS.values() for ending in endings)
+"""Of the files that are read as images, in lower case."""
 
 T = TypeVar("T")
 
@@ -84,14 +86,14 @@ class BadImage(Exception):
     """Bytes that are no readable image; the message is the reason."""
 
 
-def progress(items: Iterable[T], total: int, what: str) -> Iterator[T]:
+def progress(items: Iterable[T], total: int, what: str, unit: str = "images") -> Iterator[T]:
     """`items` with a bar and the time left on stderr: live on a terminal, a line every half minute in a log."""
     live = sys.stderr.isatty()
     bar = tqdm(
         items,
         desc=what,
         total=total,
-        unit=" images",
+        unit=f" {unit}",
         mininterval=0.2 if live else 30,
         delay=2 if live else 10,
         leave=False,
@@ -135,24 +137,28 @@ def to_array(image: Image.Image, form: Form = AS_IT_IS) -> np.ndarray:
 
 
 def decode(content: bytes, form: Form = AS_IT_IS) -> np.ndarray:
-    """Pixels of an encoded PNG or JPEG image: (C, H, W) uint8, see `to_array`.
+    """Pixels of an encoded image, of a format that `ENDINGS` has: (C, H, W) uint8, see `to_array`.
 
     Raises:
         BadImage: with the reason.
+        MemoryError: which says nothing of the image.
 
     Example:
         >>> decode(b"hello")
         Traceback (most recent call last):
-        pipeline.prepare.decode.BadImage: not a PNG or JPEG image (5 bytes)
+        pipeline.prepare.decode.BadImage: not a PNG, JPEG, WEBP, BMP, TIFF or GIF image (5 bytes)
     """
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(io.BytesIO(content), formats=("PNG", "JPEG")) as image:
+            with Image.open(io.BytesIO(content), formats=tuple(_FORMATS)) as image:
                 return to_array(ImageOps.exif_transpose(image), form)
     except UnidentifiedImageError:
-        raise BadImage(f"not a PNG or JPEG image ({len(content):,} bytes)") from None
+        *others, last = _FORMATS
+        raise BadImage(f"not a {', '.join(others)} or {last} image ({len(content):,} bytes)") from None
+    except MemoryError:
+        raise
     except Exception as error:  # damaged bytes make the decoders raise anything from SyntaxError to struct.error
         raise BadImage(str(error) or type(error).__name__) from None
 
@@ -173,7 +179,7 @@ def fit(images: np.ndarray, form: Form) -> np.ndarray:
     """
     if form.keeps(images.shape[1:]):
         return images
-    collector = Collector("fail")
+    collector = Collector("fail", "the source")
     for index, image in enumerate(progress(images, len(images), "resize")):
         collector.add(index, str(index), fit_one(image, form))
     return collector.finish()[0]
@@ -187,69 +193,21 @@ def fit_one(image: np.ndarray, form: Form) -> np.ndarray:
     return to_array(Image.fromarray(pixels), form)
 
 
-Decoded = tuple[int, np.ndarray | str]
-
-
-def _decode_file(folder: Folder, name: str, form: Form) -> np.ndarray | str:
-    try:
-        return decode(folder.read(name), form)
-    except BadImage as error:
-        return str(error)
-
-
-def _decode_block(table: pa.Table, folder: Folder, form: Form) -> pa.Table:
-    results: list[np.ndarray | str | PipelineError] = []
-    for name in table["name"].to_pylist():
-        try:
-            results.append(_decode_file(folder, name, form))
-        except PipelineError as error:  # as a value: raised here it would come back wrapped in Ray's own words
-            results.append(error)
-    good = [result if isinstance(result, np.ndarray) else None for result in results]
-    return pa.table(
-        {
-            "index": table["index"],
-            "pixels": pa.array([None if x is None else x.tobytes() for x in good], pa.large_binary()),
-            "shape": pa.array([None if x is None else x.shape for x in good], pa.list_(pa.int64())),
-            "bad": pa.array([x if isinstance(x, str) else None for x in results], pa.string()),
-            "failure": pa.array([str(x) if isinstance(x, PipelineError) else None for x in results], pa.string()),
-        }
-    )
-
-
-def _decode_on_ray(config: Config, folder: Folder, names: Sequence[str]) -> Iterator[Decoded]:
-    import ray
-
-    with connect(config):
-        context = ray.data.DataContext.get_current()
-        context.enable_progress_bars = False
-        logging.getLogger("ray.data").setLevel(logging.ERROR)  # its plan and resources at every execution
-        rows = [{"index": index, "name": name} for index, name in enumerate(names)]
-        blocks = -(-len(rows) // _FILES_PER_TASK)
-        work = partial(_decode_block, folder=folder, form=Form.of(config.data))
-        decoded = ray.data.from_items(rows, override_num_blocks=blocks).map_batches(
-            work, batch_format="pyarrow", batch_size=None
-        )
-        for table in decoded.iter_batches(batch_size=None, batch_format="pyarrow"):
-            for row in cast(pa.Table, table).to_pylist():
-                if row["failure"] is not None:
-                    raise PipelineError(row["failure"])
-                if row["bad"] is not None:
-                    yield row["index"], row["bad"]
-                else:
-                    yield row["index"], np.frombuffer(row["pixels"], np.uint8).reshape(row["shape"])
-
-
-def decode_files(config: Config, folder: Folder, names: Sequence[str]) -> Iterator[Decoded]:
-    """Decode files as `config.data` says, from `PARALLEL_FROM` files on in parallel; the pixels are the same.
-
-    Yields:
-        (position in `names`, (C, H, W) uint8 pixels or the reason why there are none), in no fixed order.
+def decode_or_reason(content: bytes, form: Form, where: str) -> np.ndarray | str:
+    """Pixels of an encoded image, or the reason why there are none.
 
     Raises:
-        PipelineError: if a file cannot be read from storage.
+        PipelineError: naming the image, `where`, if there is not enough memory to decode it.
+
+    Example:
+        >>> decode_or_reason(b"hello", AS_IT_IS, "a.png")
+        'not a PNG, JPEG, WEBP, BMP, TIFF or GIF image (5 bytes)'
     """
-    if len(names) >= PARALLEL_FROM:
-        yield from progress(_decode_on_ray(config, folder, names), len(names), "decode")
-        return
-    for index, name in enumerate(progress(names, len(names), "decode")):
-        yield index, _decode_file(folder, name, Form.of(config.data))
+    try:
+        return decode(content, form)
+    except BadImage as error:
+        return str(error)
+    except MemoryError as error:
+        raise PipelineError(
+            f"{where}: there is not enough memory to decode it ({str(error) or 'no details'})"
+        ) from None

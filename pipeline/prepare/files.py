@@ -1,18 +1,24 @@
 """Folders of image files."""
 
+from collections.abc import Iterator, Sequence
+from functools import partial
+
 import numpy as np
 
-from pipeline.config.sections import Config
-from pipeline.prepare.decode import decode_files
-from pipeline.prepare.gather import Collector
-from pipeline.prepare.raw import RawImages, classes_of, split_of_name
+from pipeline.config.sections import DataConfig
+from pipeline.prepare.decode import Form, decode_or_reason
+from pipeline.prepare.indexed import IndexedImages, read_ahead
+from pipeline.prepare.raw import split_of_name
 from pipeline.store.folder import Folder
 
-__all__ = ["load_folder"]
+__all__ = ["PARALLEL_FROM", "index_folder"]
+
+PARALLEL_FROM = 2000
+"""Files from which on starting Ray (about 6 s on one machine) pays."""
 
 
-def load_folder(config: Config, folder: Folder, names: list[str]) -> RawImages:
-    """PNG and JPEG files.
+def index_folder(data: DataConfig, folder: Folder, names: Sequence[str]) -> IndexedImages:
+    """Image files of the kinds that `decode.ENDINGS` names.
 
     Top-level folders `train`, `validation` (or `val`) and `test` are splits if `train` is there and at least one
     other, or nothing else; then files outside them are left out and listed. The next folder is the label.
@@ -20,28 +26,36 @@ def load_folder(config: Config, folder: Folder, names: list[str]) -> RawImages:
     top = {name.split("/")[0] for name in names if "/" in name}
     found = {split for name in top if (split := split_of_name(name)) is not None}
     has_splits = "train" in found and (len(found) > 1 or len(top) == 1)
-    collector = Collector(config.data.on_bad_image, folder.url)
     splits: list[str] = []
-    values: list[str | None] = []
+    codes: list[int] = []
+    values: dict[str, int] = {}
     used: list[str] = []
+    skipped: list[dict[str, str]] = []
     for name in names:
         *folders, _ = name.split("/")
         split = "train"
         if has_splits:
             named = split_of_name(folders.pop(0)) if folders else None
             if named is None:
-                collector.skipped.append({"file": name, "reason": f"outside the split folders {sorted(found)}"})
+                skipped.append({"file": name, "reason": f"outside the split folders {sorted(found)}"})
                 continue
             split = named
         used.append(name)
         splits.append(split)
-        values.append(folders[0] if folders else None)
-    for index, result in decode_files(config, folder, used):
-        if isinstance(result, str):
-            collector.reject(used[index], result)
-        else:
-            collector.add(index, used[index], result)
-    images, kept = collector.finish()
-    labels, classes = classes_of([values[index] for index in kept])
-    skipped = sorted(collector.skipped, key=lambda entry: entry["file"])
-    return RawImages(images, labels, np.array(splits)[kept], classes, tuple(skipped))
+        codes.append(values.setdefault(folders[0], len(values)) if folders else -1)
+    return IndexedImages(
+        used,
+        np.ones(len(used), np.int64),
+        partial(_read, folder=folder, form=Form.of(data)),
+        np.array(codes, np.int32),
+        list(values),
+        np.array(splits, object),
+        folder.url,
+        len(used) >= PARALLEL_FROM,
+        skipped=tuple(skipped),
+    )
+
+
+def _read(names: Sequence[str], folder: Folder, form: Form) -> Iterator[tuple[str, np.ndarray | str]]:
+    for name, content in zip(names, read_ahead(folder.read, names), strict=True):
+        yield name, decode_or_reason(content, form, f"{folder.url}/{name}")

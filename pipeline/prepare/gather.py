@@ -2,12 +2,13 @@
 
 import math
 import tempfile
+from typing import NamedTuple
 
 import numpy as np
 
 from pipeline.config.errors import PipelineError
 
-__all__ = ["IN_MEMORY", "Collector"]
+__all__ = ["IN_MEMORY", "Collector", "FirstImage"]
 
 IN_MEMORY = 2**30
 """Bytes of images from which on they lie in temporary files ($TMPDIR), not in memory."""
@@ -20,18 +21,40 @@ def _on_disk(size: int) -> np.ndarray:
     return np.memmap(tempfile.TemporaryFile(prefix="ldcvae-"), np.uint8, "w+", shape=(size,)).view(np.ndarray)
 
 
+class FirstImage(NamedTuple):
+    """The image that all others must be as large as: its name, height and width."""
+
+    name: str
+    height: int
+    width: int
+
+    def check(self, root: str, name: str, image: np.ndarray) -> None:
+        """Refuse an image (C, H, W) of the folder `root` that is of another size.
+
+        Raises:
+            PipelineError: naming both.
+        """
+        _, height, width = image.shape
+        if (height, width) != self[1:]:
+            raise PipelineError(
+                f"images of {root}/ differ in size: {self.name} is {self.width}x{self.height} pixels, "
+                f"{name} is {width}x{height}; "
+                f"set data.image_size, e.g. data.image_size={min(64, max(4, min(self[1:])))}"
+            )
+
+
 class Collector:
     """Gathers decoded images, in any order, into one array; counts or refuses the bad ones.
 
     Args:
         on_bad_image: "fail" or "skip".
-        root: folder of the names, for error messages.
+        root: folder or set of the names, for error messages.
 
     Attributes:
         skipped: `{"file", "reason"}` of every image left out.
 
     Example:
-        >>> collector = Collector("skip")
+        >>> collector = Collector("skip", "pictures")
         >>> collector.add(1, "b.png", np.zeros((3, 8, 8), np.uint8))
         >>> collector.add(0, "a.png", np.zeros((1, 8, 8), np.uint8))
         >>> collector.reject("c.png", "not an image")
@@ -40,11 +63,11 @@ class Collector:
         ((2, 3, 8, 8), [0, 1])
     """
 
-    def __init__(self, on_bad_image: str, root: str = "") -> None:
+    def __init__(self, on_bad_image: str, root: str) -> None:
         self._on_bad_image = on_bad_image
-        self._root = f"{root}/" if root else ""
+        self._root = root
         self._images: dict[int, np.ndarray] = {}
-        self._first: tuple[str, int, int] | None = None
+        self._first: FirstImage | None = None
         self._bytes = 0
         self._room = np.empty(0, np.uint8)  # what is left of the newest file
         self.skipped: list[dict[str, str]] = []
@@ -55,16 +78,9 @@ class Collector:
         Raises:
             PipelineError: if its height or width is not that of the others.
         """
-        _, height, width = image.shape
         if self._first is None:
-            self._first = (name, height, width)
-        if self._first[1:] != (height, width):
-            other, other_height, other_width = self._first
-            raise PipelineError(
-                f"images of {self._root} differ in size: {other} is {other_width}x{other_height} pixels, "
-                f"{name} is {width}x{height}; "
-                f"set data.image_size, e.g. data.image_size={min(64, max(4, min(self._first[1:])))}"
-            )
+            self._first = FirstImage(name, *image.shape[1:])
+        self._first.check(self._root, name, image)
         self._bytes += image.nbytes
         self._images[index] = image if self._bytes <= IN_MEMORY else self._put_away(image)
 
@@ -83,7 +99,7 @@ class Collector:
         """
         if self._on_bad_image == "fail":
             raise PipelineError(
-                f"{self._root}{name}: {reason}; data.on_bad_image=skip leaves such files out and lists them"
+                f"{self._root}/{name}: {reason}; data.on_bad_image=skip leaves such files out and lists them"
             )
         self.skipped.append({"file": name, "reason": reason})
 
@@ -95,7 +111,7 @@ class Collector:
         """
         if not self._images:
             first = f"; {self.skipped[0]['file']}: {self.skipped[0]['reason']}" if self.skipped else ""
-            raise PipelineError(f"{self._root} has no readable image, {len(self.skipped):,} bad ones{first}")
+            raise PipelineError(f"{self._root}/ has no readable image, {len(self.skipped):,} bad ones{first}")
         indices = sorted(self._images)
         channels = max(image.shape[0] for image in self._images.values())
         shape = (len(indices), channels, *self._images[indices[0]].shape[1:])

@@ -2,6 +2,7 @@
 
 import difflib
 import inspect
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -86,7 +87,13 @@ def load_torchvision(data: DataConfig) -> RawImages:
             values.append(None)
             try:
                 item = dataset[index]
+            except MemoryError as error:
+                raise PipelineError(
+                    f"torchvision {data.name} {name}: there is not enough memory to read it"
+                ) from error
             except Exception as error:  # the decoders of torchvision's classes raise anything
+                if isinstance(error, OSError) and error.errno is not None:  # the storage's, not a decoder's
+                    raise PipelineError(f"torchvision {data.name} {name} cannot be read: {error}") from error
                 collector.reject(name, str(error) or type(error).__name__)
                 continue
             if not isinstance(item, tuple) or len(item) != 2 or not isinstance(item[0], Image.Image):
@@ -120,7 +127,7 @@ def _open_splits(kind: Any, root: Path, data: DataConfig) -> Iterator[tuple[str,
             for name in names:
                 try:
                     dataset = _open(kind, root, data, {**download, "split": name})
-                except ValueError as error:  # torchvision's way to say that it has no such split
+                except _NoSuchSplit as error:
                     if split == "train" and name == names[-1]:
                         raise PipelineError(f"torchvision {data.name} has no training split: {error}") from None
                     continue
@@ -130,12 +137,20 @@ def _open_splits(kind: Any, root: Path, data: DataConfig) -> Iterator[tuple[str,
         yield "train", _open(kind, root, data, download)
 
 
+class _NoSuchSplit(Exception):
+    """The set has no split of that name; the message is torchvision's."""
+
+
 def _open(kind: Any, root: Path, data: DataConfig, arguments: dict[str, Any]) -> Any:
     root.mkdir(parents=True, exist_ok=True)
     try:
         return kind(root=str(root), **arguments)
-    except ValueError:
-        raise
+    except MemoryError as error:
+        raise PipelineError(f"torchvision {data.name} in {root}: there is not enough memory to read it") from error
+    except ValueError as error:
+        if re.match(r"Unknown value .* for argument split\b", str(error)):  # of torchvision's verify_str_arg
+            raise _NoSuchSplit(str(error)) from None
+        raise PipelineError(f"torchvision {data.name} in {root} cannot be read: {error}") from error
     except Exception as error:  # no network, no files, a missing package: each class has its own kinds
         reason = " ".join(f"{type(error).__name__}: {error}".split()).rstrip(".")
         could = "could not be downloaded" if data.download else "is not complete there and data.download is false"

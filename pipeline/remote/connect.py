@@ -3,7 +3,7 @@
 import logging
 import os
 import socket
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -102,7 +102,7 @@ def connect(config: Config) -> Iterator[None]:
 
 def parallel_map(
     function: Callable[[Any], Any],
-    items: Sequence[Any],
+    items: Iterable[Any],
     workers: int,
     resources: dict[str, float] | None = None,
 ) -> Iterator[Any]:

@@ -124,24 +124,15 @@ class Folder:
         with self._explained("look for", name):
             return bool(self.filesystem.exists(self.path(name)))
 
-    def size(self, name: str) -> int:
-        """Bytes of `name`.
-
-        Raises:
-            PipelineError: if it is not there or the storage refuses.
-        """
-        with self._explained("look for", name):
-            return int(self.filesystem.size(self.path(name)))
-
-    def read(self, name: str) -> bytes:
-        """Content of `name`.
+    def read(self, name: str, start: int | None = None, stop: int | None = None) -> bytes:
+        """Content of `name`, or its bytes from `start` to `stop`.
 
         Raises:
             PipelineError: if it is not there or the storage refuses.
         """
         with self._explained("read", name):
             try:
-                return self.filesystem.cat_file(self.path(name))
+                return self.filesystem.cat_file(self.path(name), start=start, end=stop)
             except FileNotFoundError:
                 raise MissingFileError(f"{self.url}/{name} does not exist") from None
 
@@ -258,6 +249,24 @@ class Folder:
         return sorted(
             str(path).removeprefix(root) for path in found if not os.path.basename(path).startswith(".partial-")
         )
+
+    def below(self, name: str = "", depth: int | None = None) -> dict[str, dict[str, Any]]:
+        """What the storage says of every file below the folder `name`, by path under this folder, in sorted order.
+
+        One listing, `depth` levels deep (None: all), where an object store gives a thousand files an answer.
+
+        Raises:
+            PipelineError: when the storage cannot be asked.
+        """
+        root, filesystem = self.path().rstrip("/") + "/", self.filesystem
+        loud = {"on_error": "raise"} if self.is_local else {}  # else a folder that may not be read has no files
+        with self._explained("list", name):
+            filesystem.invalidate_cache(self.path(name))  # of a storage that keeps listings though told not to
+            try:
+                found = filesystem.find(self.path(name), maxdepth=depth, detail=True, **loud)
+            except FileNotFoundError:
+                return {}
+        return {str(path).removeprefix(root): info for path, info in sorted(found.items())}
 
     def remove(self, name: str = "") -> None:
         """Delete `name` (a file or a folder with all in it); nothing happens when it is not there.

@@ -2,9 +2,32 @@
 
 from typing import Any, NamedTuple
 
-from pipeline.store.folder import fingerprint
+from pipeline.store.folder import fingerprint, sha256
 
-__all__ = ["Manifest", "parse_manifest", "say"]
+__all__ = ["Manifest", "Output", "parse_manifest", "say"]
+
+
+class Output(NamedTuple):
+    """A file that a stage has written, as its manifest names it.
+
+    Attributes:
+        name: path under the run's folder.
+        size: in bytes.
+        sha256: of its content.
+
+    Example:
+        >>> Output.of("data/a.txt", b"hello").size
+        5
+    """
+
+    name: str
+    size: int
+    sha256: str
+
+    @classmethod
+    def of(cls, name: str, content: bytes) -> "Output":
+        """What there is to say of `content`."""
+        return cls(name, len(content), sha256(content))
 
 
 class Manifest(NamedTuple):

@@ -3,7 +3,7 @@
 import json
 import platform
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -13,8 +13,8 @@ from pipeline.config.errors import ConfigError, MissingFileError, PipelineError
 from pipeline.config.load import dump_yaml, parse_config
 from pipeline.config.plugins import load_plugins
 from pipeline.config.sections import Config
-from pipeline.store.folder import Folder, fingerprint, sha256
-from pipeline.store.manifest import Manifest, parse_manifest, say
+from pipeline.store.folder import Folder, fingerprint
+from pipeline.store.manifest import Manifest, Output, parse_manifest, say
 from pipeline.store.schema import INFO, parse_as
 
 __all__ = ["STAGES", "Run", "open_run"]
@@ -152,16 +152,19 @@ class Run:
         """The manifest, if it matches the inputs and every output it names is there in its full size."""
         if not self.has(stage) or (manifest := self.manifest(stage)).fingerprint != wanted:
             return None
-        for name, entry in manifest.outputs.items():
-            if not self.folder.exists(name) or self.folder.size(name) != entry["bytes"]:
-                return None
-        return manifest
+        found: dict[str, dict[str, Any]] = {}
+        for top in {name.rpartition("/")[0].partition("/")[0] for name in manifest.outputs}:
+            found |= self.folder.below(top)  # one request, or a few, where asking for each output is one each
+        whole = all(
+            name in found and found[name]["size"] == entry["bytes"] for name, entry in manifest.outputs.items()
+        )
+        return manifest if whole else None
 
     def stage(
         self,
         stage: str,
         depends_on: Mapping[str, Any],
-        work: Callable[[str], tuple[list[str], dict[str, Any]]],
+        work: Callable[[str], tuple[Sequence[str | Output], dict[str, Any]]],
         force: bool = False,
     ) -> Manifest:
         """Do a stage's work unless it is already done for the same inputs; its manifest is written last.
@@ -169,7 +172,8 @@ class Run:
         Args:
             stage: name of the stage's folder.
             depends_on: everything that decides the outputs: config sections, digests of earlier stages.
-            work: `fingerprint -> (paths of the outputs under the run's folder, figures)`.
+            work: `fingerprint -> (outputs, figures)`; an output that is only a path under the run's folder is read
+                back for its hash.
             force: work even when the stage is current.
 
         Returns:
@@ -184,11 +188,9 @@ class Run:
         self._manifests.pop(stage, None)
         self.folder.remove(f"{stage}/manifest.json")
         started = time.perf_counter()
-        names, info = work(wanted)
-        outputs = {}
-        for name in sorted(names):
-            content = self.folder.read(name)
-            outputs[name] = {"bytes": len(content), "sha256": sha256(content)}
+        written, info = work(wanted)
+        known = [one if isinstance(one, Output) else Output.of(one, self.folder.read(one)) for one in written]
+        outputs = {name: {"bytes": size, "sha256": digest} for name, size, digest in sorted(known)}
         seconds = round(time.perf_counter() - started, 2)
         finished = datetime.now(UTC).isoformat(timespec="seconds")
         # Without the seed: another one draws other images from the same model.

@@ -2,6 +2,8 @@
 
 import io
 
+from PIL import Image
+
 from pipeline.config.load import parse_config
 from pipeline.prepare.sources import find_source
 
@@ -22,4 +24,4 @@ def encoded(image, kind="PNG", **options):
 def save(path, image, **options):
     """An image file of the kind that its name says."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(encoded(image, "JPEG" if path.suffix in (".jpg", ".jpeg") else "PNG", **options))
+    path.write_bytes(encoded(image, Image.registered_extensions()[path.suffix.lower()], **options))

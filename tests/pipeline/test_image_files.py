@@ -10,7 +10,7 @@ from pipeline.config.load import parse_config
 from pipeline.prepare import decode as image_files
 from pipeline.prepare import gather as collector
 from pipeline.prepare.decode import BadImage, Form, decode, to_array
-from pipeline.prepare.sources import find_source
+from pipeline.prepare.sources import describe_passed_over, find_source
 
 
 @pytest.mark.parametrize(
@@ -94,6 +94,43 @@ def test_folder_with_nested_labels(tmp_path):
     assert raw.images[3, :, 0, 0].tolist() == [1, 2, 3]
 
 
+def test_other_formats_are_read_like_png(tmp_path):
+    pixels = np.random.default_rng(0).integers(0, 256, (6, 5, 3), dtype=np.uint8)
+    options = {"a.webp": {"lossless": True}, "b.BMP": {}, "c.tif": {}, "d.tiff": {"compression": "tiff_lzw"}}
+    for name, how in options.items():
+        save(tmp_path / name, Image.fromarray(pixels), **how)
+    assert (load("folder", tmp_path).images == pixels.transpose(2, 0, 1)).all()
+    frames = [Image.new("L", (5, 6), shade) for shade in (40, 200)]
+    save(tmp_path / "e.gif", frames[0], save_all=True, append_images=frames[1:])
+    save(tmp_path / "f.tif", Image.new("I;16", (5, 6), 0x4567))
+    raw = load("folder", tmp_path)
+    assert raw.images[4:, :, 0, 0].tolist() == [[40] * 3, [0x45] * 3]
+
+
+def test_files_of_other_endings_are_counted(tmp_path):
+    for name in ("README", "a.txt", "b/c.TXT", "b/d.svg", ".hidden.txt"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("")
+    with pytest.raises(PipelineError, match=r"no files for source 'folder': .*; it has 2 of ending \.txt, 1 without"):
+        load("folder", tmp_path)
+    save(tmp_path / "e.png", Image.new("L", (4, 4)))
+    source = find_source(parse_config({"data": {"source": "folder", "path": str(tmp_path)}}))
+    assert source.passed_over == {".txt": 2, "": 1, ".svg": 1}
+    many = describe_passed_over({f".{number:02}": 3 for number in range(12)})
+    assert many.endswith("3 of ending .09, 6 of 2 other endings")
+
+
+def test_too_little_memory_is_no_bad_image(tmp_path, monkeypatch):
+    save(tmp_path / "a.png", Image.new("L", (4, 4)))
+
+    def full(*_):
+        raise MemoryError
+
+    monkeypatch.setattr(image_files, "to_array", full)
+    with pytest.raises(PipelineError, match=r"/a\.png: there is not enough memory"):
+        load("folder", tmp_path, on_bad_image="skip")
+
+
 def test_folder_with_splits(tmp_path):
     names = ["train/x/1.png", "train/y/2.png", "val/x/3.png", "test/y/4.png", "preview.png", "extra/5.png"]
     for name in names:
@@ -123,7 +160,7 @@ def test_bad_images_fail_or_are_skipped(tmp_path):
     raw = load("folder", tmp_path, on_bad_image="skip")
     assert len(raw.images) == 1
     assert [entry["file"] for entry in raw.skipped] == ["cut.png", "text.png"]
-    assert raw.skipped[1]["reason"] == "not a PNG or JPEG image (13 bytes)"
+    assert raw.skipped[1]["reason"] == "not a PNG, JPEG, WEBP, BMP, TIFF or GIF image (13 bytes)"
     (tmp_path / "good.png").unlink()
     with pytest.raises(PipelineError, match=r"no readable image, 2 bad ones; cut\.png"):
         load("folder", tmp_path, on_bad_image="skip")
@@ -135,30 +172,6 @@ def test_sizes_that_differ_need_image_size(tmp_path):
     with pytest.raises(PipelineError, match=r"a\.png is 8x6 pixels, b\.png is 9x6; set data\.image_size"):
         load("folder", tmp_path)
     assert load("folder", tmp_path, image_size=4).images.shape == (2, 1, 4, 4)
-
-
-@pytest.mark.slow
-def test_ray_decodes_to_the_same_bytes(tmp_path, monkeypatch, capfd):
-    rng = np.random.default_rng(0)
-    for number in range(600):
-        sides = tuple(int(side) for side in rng.integers(9, 30, 2))
-        pixels = rng.integers(0, 256, (*sides, *([3] if number % 3 else [])), dtype=np.uint8)
-        save(tmp_path / f"{number % 4}" / f"{number}.{'jpg' if number % 2 else 'png'}", Image.fromarray(pixels))
-    (tmp_path / "1" / "bad.png").write_text("text")
-    here = load("folder", tmp_path, image_size=8, on_bad_image="skip")
-    monkeypatch.setattr(image_files, "PARALLEL_FROM", 1)
-    there = load("folder", tmp_path, image_size=8, on_bad_image="skip")
-    assert np.array_equal(here.images, there.images)
-    assert np.array_equal(here.labels, there.labels)
-    assert here.skipped == there.skipped
-    assert len(here.images) == 600
-    printed = capfd.readouterr()
-    assert "xecution" not in printed.out + printed.err
-    source = find_source(parse_config({"data": {"source": "folder", "path": str(tmp_path)}}))
-    for path in (tmp_path / "0").iterdir():
-        path.unlink()
-    with pytest.raises(PipelineError, match=r"0/.*\.png does not exist"):
-        source.load()
 
 
 def test_many_images_lie_in_temporary_files(monkeypatch):
@@ -174,7 +187,7 @@ def test_many_images_lie_in_temporary_files(monkeypatch):
     monkeypatch.setattr(collector, "_on_disk", on_disk)
 
     def collect():
-        gathered = collector.Collector("fail")
+        gathered = collector.Collector("fail", "here")
         for number in rng.permutation(len(images)).tolist():
             gathered.add(number, str(number), images[number])
         return gathered.finish()

@@ -15,7 +15,7 @@ from pipeline.config.errors import PipelineError
 from pipeline.config.load import parse_config
 from pipeline.config.sections import DataConfig
 from pipeline.prepare import stage
-from pipeline.prepare.stage import cut_splits
+from pipeline.prepare.splits import cut_splits
 from pipeline.store.data.shards import SPLITS, load_split
 from pipeline.store.folder import sha256
 from pipeline.store.run import open_run
@@ -124,10 +124,14 @@ def test_max_train_images_leaves_the_other_splits_alone(tmp_path, pictures):
 
 def test_skipped_files_are_in_the_manifest(tmp_path, pictures, capsys):
     (pictures / "a" / "bad.png").write_text("text")
+    (pictures / "notes.txt").write_text("not looked at")
     info = run(config(tmp_path, source="folder", path=str(pictures), on_bad_image="skip")).info
-    assert info["skipped"] == [{"file": "a/bad.png", "reason": "not a PNG or JPEG image (4 bytes)"}]
+    assert info["skipped"] == [
+        {"file": "a/bad.png", "reason": "not a PNG, JPEG, WEBP, BMP, TIFF or GIF image (4 bytes)"}
+    ]
     assert info["skipped_count"] == 1
-    assert "; 1 files skipped" in capsys.readouterr().out
+    assert info["passed_over"] == {".txt": 1}
+    assert "; 1 files skipped; passed over: 1 of ending .txt\n" in capsys.readouterr().out
 
 
 def test_runs_again_only_when_something_changed(tmp_path, pictures, capsys):

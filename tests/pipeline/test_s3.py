@@ -24,6 +24,7 @@ from pipeline.store.data import shards as dataset
 from pipeline.store.data.stored import StoredSplit
 from pipeline.store.folder import Folder
 from pipeline.store.lease import held
+from pipeline.store.manifest import Output
 from pipeline.store.run import open_run
 
 SEARCH = ["tune.num_samples=3", "tune.num_images=200", "tune.draws=1", "tune.reports=2"]
@@ -70,7 +71,7 @@ def test_write_read_list_remove(s3):
     assert objects(s3, "files/")["files/deep/x.bin"] == b"\0\xff"
     assert folder.read_json("deep/y.json") == {"a": 1}
     assert folder.files("deep/*") == ["deep/x.bin", "deep/y.json"]
-    assert folder.size("deep/x.bin") == 2
+    assert {name: info["size"] for name, info in folder.below("deep").items()} == {"deep/x.bin": 2, "deep/y.json": 13}
     with folder.local_copy() as path:
         assert (path / "deep" / "x.bin").read_bytes() == b"\0\xff"
     folder.remove("deep")
@@ -99,7 +100,7 @@ def test_what_another_process_writes_and_removes_is_seen(s3):
     assert folder.files("*") == ["a"]
     s3.put_object(Bucket="runs", Key="shared/b", Body=b"22")
     assert folder.exists("b")
-    assert folder.size("b") == 2
+    assert folder.below()["b"]["size"] == 2
     assert folder.files("*") == ["a", "b"]
     s3.delete_object(Bucket="runs", Key="shared/a")
     assert not folder.exists("a")
@@ -134,6 +135,29 @@ def test_a_row_group_is_read_without_the_rest_of_its_shard(s3, monkeypatch):
     opened.folder.remove("data/train-00000.parquet")
     with pytest.raises(PipelineError, match=r"s3://runs/streams/.*/data/train-00000\.parquet does not exist"):
         stored.read(stored.groups[5])
+
+
+def test_whether_a_stage_is_current_is_a_request_or_two_however_many_outputs(s3, monkeypatch):
+    opened = open_run(parse_config({"storage": "s3://runs/current"}))
+    names = [f"data/{number}" for number in range(20)]
+
+    def work(_):
+        for name in names:
+            opened.folder.write(name, b"1")
+        return [Output.of(name, b"1") for name in names], {}
+
+    opened.stage("data", {}, work)
+    requests, call = [], s3fs.S3FileSystem._call_s3
+
+    async def counted(filesystem, method, *args, **kwargs):
+        requests.append(method)
+        return await call(filesystem, method, *args, **kwargs)
+
+    monkeypatch.setattr(s3fs.S3FileSystem, "_call_s3", counted)
+    opened.stage("data", {}, lambda _: pytest.fail("it was current"))
+    assert len(requests) <= 2
+    s3.put_object(Bucket="runs", Key=f"current/{opened.config.name}/data/7", Body=b"longer")  # another process
+    assert opened._current("data", opened.manifest("data").fingerprint) is None
 
 
 CALLS = {

@@ -8,6 +8,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from fsspec.implementations.local import LocalFileSystem
 from images import encoded, load, save
 from PIL import Image
 
@@ -166,7 +167,7 @@ def test_parquet_of_bytes_with_string_labels(tmp_path):
     pictures = [encoded(Image.new("L", (4, 4))), b"no image", None]
     table = {"image": pa.array(pictures, pa.binary()), "label": ["dog", "cat", "eel"], "split": ["train"] * 3}
     pq.write_table(pa.table(table), tmp_path / "x.parquet")
-    with pytest.raises(PipelineError, match=r"x\.parquet row 1: not a PNG or JPEG"):
+    with pytest.raises(PipelineError, match=r"x\.parquet row 1: not a PNG, JPEG"):
         load("parquet", tmp_path)
     raw = load("parquet", tmp_path, on_bad_image="skip")
     assert raw.classes == ("dog",)
@@ -220,6 +221,61 @@ def test_torchvision_set_with_named_splits(tmp_path):
     assert raw.splits.tolist() == ["train"] * 2 + ["validation"] * 2 + ["test"] * 2
     assert raw.images[:, 0, 0, 0].tolist() == [0, 0, 1, 1, 2, 2]
     assert raw.classes == ("AA", "BB")
+
+
+def test_an_error_of_torchvisions_is_no_missing_split_and_no_bad_image(tmp_path, monkeypatch):
+    options = {"name": "Country211", "download": False, "image_size": 8, "on_bad_image": "skip"}
+    for split in ("train", "valid", "test"):
+        save(tmp_path / "country211" / split / "AA" / "x.png", Image.new("RGB", (20, 10)))
+
+    def damaged(folder):
+        if Path(folder).name == "valid":
+            raise ValueError("the list of classes is damaged")
+        return ["AA"], {"AA": 0}
+
+    with monkeypatch.context() as patch:
+        patch.setattr("torchvision.datasets.folder.find_classes", damaged)
+        with pytest.raises(PipelineError, match=r"Country211 in .* cannot be read: the list of classes is damaged"):
+            load("torchvision", tmp_path, **options)
+    for error, told in ((MemoryError(), "not enough memory"), (OSError(5, "Input/output error"), "cannot be read")):
+
+        def fail(self, index, error=error):
+            raise error
+
+        with monkeypatch.context() as patch:
+            patch.setattr("torchvision.datasets.DatasetFolder.__getitem__", fail)
+            with pytest.raises(PipelineError, match=f"Country211 train 0.* {told}"):
+                load("torchvision", tmp_path, **options)
+
+
+@pytest.mark.parametrize("source", ["folder", "parquet", "idx"])
+def test_a_storage_that_cannot_be_listed_is_not_taken_for_empty(tmp_path, monkeypatch, source):
+    (tmp_path / "sub").mkdir()
+
+    def refuse(self, path, *args, **kwargs):
+        raise PermissionError(13, f"Permission denied: {path}")
+
+    for method in ("info", "ls"):
+        with monkeypatch.context() as patch:
+            patch.setattr(LocalFileSystem, method, refuse)
+            with pytest.raises(PipelineError, match=r"cannot list .*Permission denied"):
+                load(source, tmp_path)
+
+
+def test_class_names_that_cannot_be_read_are_not_taken_for_missing(tmp_path, monkeypatch):
+    (tmp_path / "a.parquet").write_bytes(encode_shard(np.zeros((4, 1, 2, 2), np.uint8), np.arange(4), "train"))
+    (tmp_path / "manifest.json").write_text("{")
+    assert load("parquet", tmp_path).classes == ("0", "1", "2", "3")
+    read = LocalFileSystem.cat_file
+
+    def refuse(self, path, *args, **kwargs):
+        if path.endswith("manifest.json"):
+            raise PermissionError(13, "Permission denied")
+        return read(self, path, *args, **kwargs)
+
+    monkeypatch.setattr(LocalFileSystem, "cat_file", refuse)
+    with pytest.raises(PipelineError, match=r"cannot read .*manifest\.json: Permission denied"):
+        load("parquet", tmp_path)
 
 
 def test_torchvision_mistakes(tmp_path):

@@ -12,6 +12,7 @@ from fsspec.implementations.local import LocalFileSystem
 from pipeline.config.errors import ConfigError, PipelineError
 from pipeline.config.load import parse_config
 from pipeline.store.folder import Folder, fingerprint, sha256
+from pipeline.store.manifest import Output
 from pipeline.store.run import open_run
 
 ROOT = Path(__file__).parents[2]
@@ -227,6 +228,43 @@ def test_a_stage_works_again_when_its_inputs_or_its_outputs_are_not_what_they_we
     assert len(worked) == 4
     assert len(set(worked)) == 1
     assert capsys.readouterr().out.count("data: up to date, ") == 1
+
+
+def test_a_stage_is_told_what_its_outputs_are_or_reads_them(run, monkeypatch):
+    folder, read = run.folder, []
+    monkeypatch.setattr(Folder, "read", lambda self, name, old=Folder.read: (read.append(name), old(self, name))[1])
+
+    def work(fingerprint):
+        for name in ("data/told", "data/not/told"):
+            folder.write(name, b"12")
+        return [Output.of("data/told", b"12"), "data/not/told"], {}
+
+    manifest = run.stage("data", {"a": 2}, work)
+    assert read == ["data/not/told"]
+    entry = {"bytes": 2, "sha256": sha256(b"12")}
+    assert manifest.outputs == {"data/not/told": entry, "data/told": entry}
+
+
+def test_whether_a_stage_is_current_is_one_listing(run, monkeypatch):
+    def work(fingerprint):
+        for number in range(50):
+            run.folder.write(f"data/deep/{number}", b"1")
+        return [f"data/deep/{number}" for number in range(50)], {}
+
+    run.stage("data", {"a": 2}, work)
+    asked = []
+
+    def counted(method):
+        old = getattr(LocalFileSystem, method)
+        return lambda self, path, *args, **kwargs: (asked.append(method), old(self, path, *args, **kwargs))[1]
+
+    with monkeypatch.context() as patch:
+        for method in ("find", "exists", "size"):
+            patch.setattr(LocalFileSystem, method, counted(method))
+        run.stage("data", {"a": 2}, lambda _: pytest.fail("it was current"))
+    assert asked == ["exists", "find"]  # of the manifest, of all outputs
+    run.folder.remove("data/deep")
+    assert run._current("data", run.manifest("data").fingerprint) is None
 
 
 def test_a_run_goes_to_another_process_with_its_plugins_first(run, tmp_path):

@@ -21,13 +21,15 @@ from torch import Tensor
 
 from pipeline.config.errors import PipelineError
 from pipeline.store.folder import Folder
-from pipeline.store.manifest import Manifest
+from pipeline.store.manifest import Manifest, Output
 from pipeline.store.run import Run
 
 __all__ = [
     "GROUP_BYTES",
+    "SHARD_BYTES",
     "SPLITS",
     "Images",
+    "Shard",
     "decode_shard",
     "decode_table",
     "encode_shard",
@@ -35,6 +37,9 @@ __all__ = [
     "index_name",
     "load_split",
     "rows_per_group",
+    "rows_per_shard",
+    "write_index",
+    "write_shard",
     "write_split",
 ]
 
@@ -42,6 +47,10 @@ SPLITS = ("train", "validation", "test")
 
 GROUP_BYTES = 4 * 2**20
 """Pixels of a row group: large enough for one request to an object store, small enough to hold several."""
+
+
+SHARD_BYTES = 128 * 2**20
+"""Pixels of a shard at most: whoever writes or reads a whole one holds them in memory."""
 
 
 class Images(NamedTuple):
@@ -68,6 +77,17 @@ def rows_per_group(shape: Sequence[int]) -> int:
     return max(1, GROUP_BYTES // int(np.prod(shape)))
 
 
+def rows_per_shard(shape: Sequence[int], images_per_shard: int | None) -> int:
+    """Rows of a shard of (C, H, W) images: `images_per_shard` if given, but no more pixels than `SHARD_BYTES`.
+
+    Example:
+        >>> rows_per_shard((3, 256, 256), 10_000), rows_per_shard((1, 8, 8), None)
+        (682, 2097152)
+    """
+    fitting = max(1, SHARD_BYTES // int(np.prod(shape)))
+    return fitting if images_per_shard is None else min(images_per_shard, fitting)
+
+
 def encode_shard(images: np.ndarray, labels: np.ndarray | None, split: str) -> bytes:
     """One Parquet shard.
 
@@ -87,7 +107,7 @@ def encode_shard(images: np.ndarray, labels: np.ndarray | None, split: str) -> b
     if images.dtype != np.uint8 or images.ndim != 4:
         raise ValueError(f"images must be (n, C, H, W) uint8, got {images.shape} {images.dtype}")
     size = int(np.prod(images.shape[1:]))
-    flat = pa.py_buffer(np.ascontiguousarray(images).tobytes())
+    flat = pa.py_buffer(np.ascontiguousarray(images))
     table = pa.table(
         {
             "image": pa.FixedSizeBinaryArray.from_buffers(pa.binary(size), len(images), [None, flat]),
@@ -119,14 +139,49 @@ def group_digest(images: np.ndarray, labels: np.ndarray) -> str:
     return digest.hexdigest()
 
 
+class Shard(NamedTuple):
+    """A shard that was written.
+
+    Attributes:
+        output: its path, size and sha256.
+        groups: rows and digest of each row group.
+    """
+
+    output: Output
+    groups: list[tuple[int, str]]
+
+
+def write_shard(folder: Folder, split: str, number: int, images: np.ndarray, labels: np.ndarray | None) -> Shard:
+    """Write shard `number` of a split.
+
+    Args:
+        folder: the run's.
+        split: one of `SPLITS`.
+        number: from 0 up.
+        images: (n, C, H, W) uint8.
+        labels: (n,) integers, or None.
+    """
+    output = _write(folder, f"data/{split}-{number:05d}.parquet", encode_shard(images, labels, split))
+    known = np.full(len(images), -1) if labels is None else labels
+    step = rows_per_group(images.shape[1:])
+    slices = [slice(first, min(first + step, len(images))) for first in range(0, len(images), step)]
+    return Shard(output, [(rows.stop - rows.start, group_digest(images[rows], known[rows])) for rows in slices])
+
+
+def write_index(folder: Folder, split: str, shards: Sequence[Shard]) -> Output:
+    """Write the list of row groups of a split, whose shards are given in order."""
+    groups = {shard.output.name: shard.groups for shard in shards}
+    return _write(folder, index_name(split), json.dumps(groups).encode())
+
+
 def write_split(
     folder: Folder,
     split: str,
     images: np.ndarray,
     labels: np.ndarray | None,
-    images_per_shard: int,
+    images_per_shard: int | None,
     indices: np.ndarray | None = None,
-) -> list[str]:
+) -> list[Output]:
     """Write one split as shards under `data/`, holding one shard at a time.
 
     Args:
@@ -134,25 +189,24 @@ def write_split(
         split: one of `SPLITS`.
         images: (N, C, H, W) uint8.
         labels: (N,) integers, or None.
-        images_per_shard: rows of a shard.
+        images_per_shard: see `rows_per_shard`.
         indices: which images make up the split, in this order; None for all.
 
     Returns:
-        Paths of the shards and of the list of their row groups, under the run's folder.
+        The shards, and the list of their row groups.
     """
     indices = np.arange(len(images)) if indices is None else indices
-    groups: dict[str, list[tuple[int, str]]] = {}
-    for number, start in enumerate(range(0, len(indices), images_per_shard)):
-        part = indices[start : start + images_per_shard]
-        name = f"data/{split}-{number:05d}.parquet"
-        pixels, numbers = images[part], None if labels is None else labels[part]
-        folder.write(name, encode_shard(pixels, numbers, split))
-        known = np.full(len(part), -1) if numbers is None else numbers
-        step = rows_per_group(images.shape[1:])
-        slices = [slice(first, min(first + step, len(part))) for first in range(0, len(part), step)]
-        groups[name] = [(rows.stop - rows.start, group_digest(pixels[rows], known[rows])) for rows in slices]
-    folder.write(index_name(split), json.dumps(groups).encode())
-    return [*groups, index_name(split)]
+    step = rows_per_shard(images.shape[1:], images_per_shard)
+    shards = []
+    for number, first in enumerate(range(0, len(indices), step)):
+        part = indices[first : first + step]
+        shards.append(write_shard(folder, split, number, images[part], None if labels is None else labels[part]))
+    return [*(shard.output for shard in shards), write_index(folder, split, shards)]
+
+
+def _write(folder: Folder, name: str, content: bytes) -> Output:
+    folder.write(name, content)
+    return Output.of(name, content)
 
 
 def _shards(manifest: Manifest, split: str) -> list[str]:
