@@ -1,6 +1,7 @@
 """Connect to a Ray cluster or start a local one, quietly; what hardware there is."""
 
 import logging
+import math
 import os
 import socket
 from collections.abc import Callable, Iterator, Sequence
@@ -10,7 +11,16 @@ from typing import Any
 from pipeline.config.errors import PipelineError
 from pipeline.config.sections import Config
 
-__all__ = ["connect", "has_gpus", "in_job", "parallel_map", "run_on_accelerator", "use_cuda"]
+__all__ = [
+    "connect",
+    "has_gpus",
+    "in_job",
+    "on_cluster",
+    "parallel_map",
+    "run_on_accelerator",
+    "task_resources",
+    "use_cuda",
+]
 
 # Read by Ray when it is imported or started, so set on import of this module and inherited by its processes.
 _ENVIRONMENT = {
@@ -31,6 +41,11 @@ for _name, _value in _ENVIRONMENT.items():
 def in_job() -> bool:
     """Whether this process is the entrypoint of a submitted Ray job."""
     return "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ or "RAY_ADDRESS" in os.environ
+
+
+def on_cluster(config: Config) -> bool:
+    """Whether Ray is more than this machine: a submitted job's cluster, or the one at `ray.address`."""
+    return config.ray.address is not None or in_job()
 
 
 def _dashboard() -> dict[str, Any]:
@@ -116,6 +131,19 @@ def use_cuda(device: str) -> bool:
     return device == "cuda" or (device == "auto" and has_gpus())
 
 
+def task_resources(cuda: bool, tasks: int) -> dict[str, float]:
+    """Ray resources of each of `tasks` tasks: of a GPU the share that lets all of them run at once.
+
+    Where the cluster has no GPU yet, one each: it scales by demand.
+    """
+    import ray
+
+    if not cuda:
+        return {"num_cpus": 1}
+    gpus = int(ray.cluster_resources().get("GPU", 0)) or tasks
+    return {"num_cpus": 1, "num_gpus": 1 / math.ceil(tasks / gpus)}
+
+
 def parallel_map(
     function: Callable[[Any], Any],
     items: Sequence[Any],
@@ -144,10 +172,10 @@ def parallel_map(
 
 
 def run_on_accelerator(config: Config, function: Callable[[Any], Any], argument: Any) -> Any:
-    """`function(argument)`, on a GPU of the cluster when there is a cluster with GPUs, else in this process."""
-    if config.ray.address is None and not in_job():
+    """`function(argument)`, on a GPU of the cluster if there is a cluster and `train.device` says so, else here."""
+    if not on_cluster(config):
         return function(argument)
     with connect(config):
-        if not has_gpus():
+        if not use_cuda(config.train.device):
             return function(argument)
-        return next(parallel_map(function, [argument], 1, {"num_cpus": 1, "num_gpus": 1}))
+        return next(parallel_map(function, [argument], 1, task_resources(True, 1)))
