@@ -13,7 +13,7 @@ from pipeline.compare.judge import judge_generator
 from pipeline.config.errors import ConfigError, PipelineError
 from pipeline.judge.figures import Reference
 from pipeline.judge.generators import budget_of
-from pipeline.remote.connect import in_job, use_cuda
+from pipeline.remote.connect import on_cluster, use_cuda
 from pipeline.remote.failures import failure_reason
 from pipeline.remote.progress import Display
 from pipeline.store.run import Run
@@ -58,7 +58,7 @@ class Schedule:
         cuda, settings = use_cuda(config.train.device), config.compare
         gpus = settings.gpus_per_cell if settings.gpus_per_cell is not None else float(cuda)
         have = ray.cluster_resources()
-        if config.ray.address is None and not in_job():
+        if not on_cluster(config):
             for what, wanted, key in (
                 ("CPU", settings.cpus_per_cell, "compare.cpus_per_cell"),
                 ("GPU", gpus, "compare.gpus_per_cell"),

@@ -16,9 +16,8 @@ from pipeline.config.load import override
 from pipeline.config.sections import Config
 from pipeline.judge.figures import make_reference
 from pipeline.judge.pages.pictures import Picture
-from pipeline.remote.connect import connect, in_job, use_cuda
-from pipeline.store.data.shards import load_split
-from pipeline.store.data.splits import training_images
+from pipeline.remote.connect import connect, in_job, on_cluster, use_cuda
+from pipeline.store.data.splits import split_images
 from pipeline.store.folder import fingerprint
 from pipeline.store.manifest import Manifest, say
 from pipeline.store.model import load_model
@@ -47,13 +46,13 @@ def _template(run: Run, space: SearchSpace, study: str) -> Trial:
     """What all trials share: the reference, and the autoencoder and encodings where only the sampler is searched."""
     shared, reference = None, make_reference(run, "validation")
     if space.only_sampler:
-        model, validation = load_model(run), load_split(run, "validation").pixels
+        model, validation = load_model(run), split_images(run, "validation")
         weights = {
             name: tensor for name, tensor in model.state_dict().items() if name.startswith(("encoder.", "decoder."))
         }
-        encodings = encode_split(model, training_images(run))
-        error = reconstruction_error(model.reconstruct, validation)
-        shared = Shared(weights, encodings, model.encodings(validation), error)
+        error, held_out = reconstruction_error(model.reconstruct, validation), encode_split(model, validation)
+        del validation  # one split in memory at a time
+        shared = Shared(weights, encode_split(model, split_images(run, "train")), held_out, error)
     return Trial(run, study, 0, run.config.tune.cpus_per_trial, reference, shared)
 
 
@@ -76,7 +75,7 @@ def _resources(config: Config) -> tuple[dict[str, float], int]:
             fit = min(fit, int(gpus / share + 1e-9) if share <= 1 else int(gpus // share))
         own = {"CPU": settings.cpus_per_trial} | ({"GPU": share} if share else {})
         what = f"{settings.cpus_per_trial} CPUs and {share:g} GPUs (tune.cpus_per_trial, tune.gpus_per_trial)"
-    if fit < 1 and config.ray.address is None and not in_job():
+    if fit < 1 and not on_cluster(config):
         raise ConfigError(f"tune: a trial needs {what}, Ray has {cpus} CPUs and {gpus:g} GPUs")
     if fit < 1:  # a cluster that scales by demand starts without any
         return own, settings.max_concurrent or 1
