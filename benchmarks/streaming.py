@@ -25,7 +25,7 @@ from ldcvae.training.heap import keep_freed_memory
 from ldcvae.training.world import World
 from pipeline.config.load import load_config
 from pipeline.store.data.shards import load_split, write_split
-from pipeline.store.data.splits import training_images
+from pipeline.store.data.splits import split_images
 from pipeline.store.data.stored import StoredSplit
 from pipeline.store.data.stream import StreamedSplit, window_bytes
 from pipeline.store.model import build_model
@@ -103,7 +103,7 @@ def peak(storage: str, name: str, memory_mb: int) -> None:
     keep_freed_memory()
     torch.set_num_threads(1)
     run = open_run(load_config(None, [f"storage={storage}", f"name={name}", f"train.memory_mb={memory_mb}"]))
-    before, images = status("VmRSS"), training_images(run)
+    before, images = status("VmRSS"), split_images(run, "train")
     feed, steps = make_feed(images, BATCH, World(), 0), len(images) // BATCH
     rate = steps * BATCH / read_epoch(feed, 0, steps)
     print(json.dumps({"streamed": isinstance(images, StoredSplit), "MB": status("VmHWM") - before, "rate": rate}))

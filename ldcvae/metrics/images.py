@@ -2,7 +2,8 @@
 
 Every function takes plain tensors (n, d) and (m, d), computes in float64 on their device, and where a matrix
 over pairs is needed takes it by blocks, whose size `chunk` bounds memory and changes no result. For latents
-see also `ldcvae.latent_metrics`.
+see also `ldcvae.metrics.latents`. What depends on the reference alone, a pass over all of its pairs, can be computed
+once and given to every call.
 """
 
 from collections.abc import Callable
@@ -11,16 +12,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ldcvae.directions.kernels import squared_distances
-
 __all__ = [
     "KID",
-    "PRDC",
     "frechet_distance",
     "frechet_from_moments",
     "kid",
+    "kid_within",
     "moments",
-    "prdc",
 ]
 
 
@@ -44,26 +42,28 @@ def check_pair(x: Tensor, y: Tensor, least: int = 2, names: tuple[str, str] = ("
     return checked
 
 
-def unbiased_mmd2(x: Tensor, y: Tensor, kernel: Callable[[Tensor, Tensor], Tensor], chunk: int) -> float:
-    """`mean k(x, x') + mean k(y, y') - 2 mean k(x, y)` over distinct pairs.
+_Kernel = Callable[[Tensor, Tensor], Tensor]
+"""Symmetric, `(n, d), (m, d) -> (n, m)`; called on blocks of rows."""
 
-    `kernel` is symmetric, `(n, d), (m, d) -> (n, m)`, and is called on blocks of at most `chunk` rows.
-    """
+
+def mean_within(x: Tensor, kernel: _Kernel, chunk: int) -> float:
+    """`mean k(x, x')` over distinct pairs, by blocks of at most `chunk` rows."""
     if chunk < 1:
         raise ValueError(f"chunk must be at least 1, got {chunk}")
+    sums, blocks = [], x.split(chunk)
+    for i, u in enumerate(blocks):
+        block = kernel(u, u)
+        sums.append(block.sum() - block.diagonal().sum())  # a row paired with itself biases the estimate
+        sums.extend(2.0 * kernel(u, v).sum() for v in blocks[i + 1 :])
+    return float(torch.stack(sums).sum() / (len(x) - 1) / len(x))
 
-    def across(a: Tensor, b: Tensor) -> Tensor:
-        return torch.stack([kernel(u, v).sum() for u in a.split(chunk) for v in b.split(chunk)]).sum() / len(b)
 
-    def within(a: Tensor) -> Tensor:
-        sums, blocks = [], a.split(chunk)
-        for i, u in enumerate(blocks):
-            block = kernel(u, u)
-            sums.append(block.sum() - block.diagonal().sum())  # a row paired with itself biases the estimate
-            sums.extend(2.0 * kernel(u, v).sum() for v in blocks[i + 1 :])
-        return torch.stack(sums).sum() / (len(a) - 1)
-
-    return float(within(x) / len(x) + within(y) / len(y) - 2.0 * across(x, y) / len(x))
+def unbiased_mmd2(x: Tensor, y: Tensor, kernel: _Kernel, chunk: int, within: float | None = None) -> float:
+    """`mean k(x, x') + mean k(y, y') - 2 mean k(x, y)` over distinct pairs; `within` is the second, if known."""
+    own = mean_within(x, kernel, chunk)
+    within = mean_within(y, kernel, chunk) if within is None else within
+    across = torch.stack([kernel(u, v).sum() for u in x.split(chunk) for v in y.split(chunk)]).sum() / len(y)
+    return own + within - 2.0 * float(across / len(x))
 
 
 def moments(x: Tensor) -> tuple[Tensor, Tensor]:
@@ -165,6 +165,27 @@ class KID:
     std: float | None
 
 
+def _cubic(a: Tensor, b: Tensor) -> Tensor:
+    return (a @ b.T / a.shape[1] + 1.0) ** 3
+
+
+def kid_within(y: Tensor, chunk: int = 512) -> float:
+    """The part of `kid(x, y)` that is the same for every x, for its argument `within`.
+
+    Args:
+        y: (m, d) features, m >= 2.
+        chunk: as of `kid`.
+
+    Raises:
+        ValueError: on bad inputs, naming the row of a non-finite value.
+
+    Example:
+        >>> kid_within(torch.tensor([[1.0], [1.0]]))
+        8.0
+    """
+    return mean_within(check_samples("y", y, 2), _cubic, chunk)
+
+
 def kid(
     x: Tensor,
     y: Tensor,
@@ -173,6 +194,7 @@ def kid(
     subset_size: int = 1000,
     generator: torch.Generator | None = None,
     chunk: int = 512,
+    within: float | None = None,
 ) -> KID:
     """Unbiased MMD² under the polynomial kernel `k(a, b) = (a·b / d + 1)³`.
 
@@ -183,6 +205,7 @@ def kid(
         subset_size: rows of a subset, drawn from each side without replacement.
         generator: draws the subsets.
         chunk: the kernel matrix is summed by blocks of `chunk` by `chunk`.
+        within: `kid_within(y)`, where many x are compared with one y; without subsets only.
 
     Raises:
         ValueError: on bad inputs (naming the row of a non-finite value) or subsets larger than the samples.
@@ -196,12 +219,8 @@ def kid(
         (True, True)
     """
     x, y = check_pair(x, y)
-
-    def kernel(a: Tensor, b: Tensor) -> Tensor:
-        return (a @ b.T / a.shape[1] + 1.0) ** 3
-
     if subsets is None:
-        return KID(unbiased_mmd2(x, y, kernel, chunk), None)
+        return KID(unbiased_mmd2(x, y, _cubic, chunk, within), None)
     if subsets < 1:
         raise ValueError(f"subsets must be at least 1, got {subsets}")
     if not 2 <= subset_size <= min(len(x), len(y)):
@@ -211,85 +230,5 @@ def kid(
         device = a.device if generator is None else generator.device
         return a[torch.randperm(len(a), generator=generator, device=device)[:subset_size].to(a.device)]
 
-    values = torch.tensor([unbiased_mmd2(draw(x), draw(y), kernel, chunk) for _ in range(subsets)])
+    values = torch.tensor([unbiased_mmd2(draw(x), draw(y), _cubic, chunk) for _ in range(subsets)])
     return KID(float(values.mean()), float(values.std(correction=0)))
-
-
-@dataclass(frozen=True)
-class PRDC:
-    """Precision, recall, density and coverage.
-
-    Attributes:
-        precision: share of fakes inside some real's ball: fidelity.
-        recall: share of reals inside some fake's ball: diversity.
-        density: mean number of real balls a fake is in, over k: fidelity, robust to outliers; about 1 when the
-            laws agree, and not bounded by 1.
-        coverage: share of reals whose ball holds a fake: diversity, robust to outliers.
-        k: each ball reaches to its centre's k-th nearest neighbour among its own kind.
-    """
-
-    precision: float
-    recall: float
-    density: float
-    coverage: float
-    k: int
-
-
-def _radii(x: Tensor, k: int, chunk: int) -> Tensor:
-    """Squared distance (n,) from each row to its k-th nearest other row."""
-    radii = []
-    for start in range(0, len(x), chunk):
-        squares = squared_distances(x[start : start + chunk], x)
-        squares.diagonal(start).fill_(float("inf"))  # a row is no neighbour of itself
-        # The k smallest by topk: several times faster than kthvalue on the CPU.
-        radii.append(squares.topk(k, dim=1, largest=False).values[:, -1])
-    return torch.cat(radii)
-
-
-def prdc(real: Tensor, fake: Tensor, k: int = 5, chunk: int = 512) -> PRDC:
-    """Precision, recall, density and coverage, from balls that reach to the k-th nearest neighbour.
-
-    Args:
-        real: (n, d) features, n > k.
-        fake: (m, d) features, m > k.
-        k: neighbours. 5 as in Naeem et al.; Kynkäänniemi et al. use 3 for precision and recall.
-        chunk: rows of the matrices of distances held at a time.
-
-    Returns:
-        The four figures and k. They depend on n and m: compare them only at equal counts and equal k.
-
-    Raises:
-        ValueError: on bad inputs (naming the row of a non-finite value), k < 1, or too few rows for k.
-
-    References:
-        Kynkäänniemi et al. 2019, 1904.06991 (precision, recall); Naeem et al. 2020, 2002.09797 (the others).
-
-    Example:
-        >>> real = torch.arange(10.0).unsqueeze(1)
-        >>> prdc(real, real + 100.0, k=2)
-        PRDC(precision=0.0, recall=0.0, density=0.0, coverage=0.0, k=2)
-    """
-    if k < 1 or chunk < 1:
-        raise ValueError(f"k and chunk must be at least 1, got {k} and {chunk}")
-    real, fake = check_pair(real, fake, least=k + 1, names=("real", "fake"))
-    # Balls are closed. Squared distances in matmul form carry rounding noise relative to the squared norms,
-    # and with this slack a fake that copies a real falls inside whichever way the noise goes.
-    slack = 1e-12 * (real - real.mean(0)).square().sum(1).max()
-    real_radii, fake_radii = _radii(real, k, chunk) + slack, _radii(fake, k, chunk) + slack
-    count = real.new_zeros((), dtype=torch.int64)
-    recalled, covered, inside_balls = count.clone(), count.clone(), count.clone()
-    precise = torch.zeros(len(fake), dtype=torch.bool, device=fake.device)
-    for rows, radii in zip(real.split(chunk), real_radii.split(chunk), strict=True):
-        squares = squared_distances(rows, fake)
-        inside = squares <= radii.unsqueeze(1)
-        precise |= inside.any(0)
-        inside_balls += inside.sum()
-        covered += inside.any(1).sum()
-        recalled += (squares <= fake_radii).any(1).sum()
-    return PRDC(
-        precision=float(precise.double().mean()),
-        recall=int(recalled) / len(real),
-        density=int(inside_balls) / (k * len(fake)),
-        coverage=int(covered) / len(real),
-        k=k,
-    )

@@ -1,21 +1,23 @@
 """How well an autoencoder gives back what it is given."""
 
 from collections.abc import Callable
+from math import prod
 
 import torch
 from torch import Tensor
 
+from ldcvae.batches import Chunks, batches
 from ldcvae.losses import as_float
 
 __all__ = ["reconstruction_error"]
 
-_CHUNK = 1000  # images per pass
+_MOST = 1000  # images per pass
 
 
 @torch.no_grad()
 def reconstruction_error(
     reconstruct: Callable[[Tensor], Tensor],
-    pixels: Tensor,
+    pixels: Tensor | Chunks,
     device: torch.device | None = None,
     see: Callable[[Tensor], None] | None = None,
 ) -> float:
@@ -23,7 +25,7 @@ def reconstruction_error(
 
     Args:
         reconstruct: (n, C, H, W) in [0, 1] to as many.
-        pixels: (N, C, H, W), uint8 or float in [0, 1].
+        pixels: (N, C, H, W), uint8 or float in [0, 1], or a split on storage.
         device: where `reconstruct` wants them; None: where they are.
         see: takes every part's reconstructions, (n, C, H, W) in [0, 1].
 
@@ -32,10 +34,10 @@ def reconstruction_error(
         0.25
     """
     total = 0.0
-    for part in pixels.split(_CHUNK):
+    for part in batches(pixels, _MOST):
         images = as_float(part.to(device))
         decoded = reconstruct(images)
         total += float((decoded - images).square().sum())
         if see is not None:
             see(decoded)
-    return total / pixels.numel()
+    return total / prod(pixels.shape)

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ldcvae.batches import Chunks
 from ldcvae.densities.kernel_mixture import KernelMixture
 from ldcvae.encodings import Encodings
 from ldcvae.losses import as_float
@@ -51,7 +52,7 @@ class AutoencoderPhase(Phase):
         model: on its device.
         images: (N, C, H, W) uint8 training images, the same on all ranks and moved to the device once; or the split
             on storage, which is streamed.
-        validation: (n, C, H, W) uint8 validation images.
+        validation: (n, C, H, W) uint8 validation images, or the split on storage; they pass the device in parts.
         config: settings of this phase; every `auto` becomes what is right for device and network.
         world: this rank.
         seed: of the images' order and of noise.
@@ -68,7 +69,7 @@ class AutoencoderPhase(Phase):
         self,
         model: LDCVAE,
         images: Tensor | StoredImages,
-        validation: Tensor,
+        validation: Tensor | Chunks,
         config: AutoencoderSettings,
         world: World,
         seed: int,
@@ -92,7 +93,7 @@ class AutoencoderPhase(Phase):
             autoencoder, total, config.learning_rate, config.weight_decay, config.ema, bool(config.fused)
         )
         self.feed = make_feed(images, self.batch, world, seed)
-        self.validation = validation.to(world.device)
+        self.validation = validation
         encoder, decoder = (Cast(network, bool(config.bf16)) for network in (model.encoder, model.decoder))
         if config.compile:
             encoder.compile()
@@ -233,6 +234,6 @@ class AutoencoderPhase(Phase):
 
         network.eval()
         try:
-            return reconstruction_error(reconstruct, self.validation)
+            return reconstruction_error(reconstruct, self.validation, self.world.device)
         finally:
             network.train(mode)

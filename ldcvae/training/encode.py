@@ -3,14 +3,15 @@
 import torch
 from torch import Tensor
 
+from ldcvae.batches import Chunks, batches
 from ldcvae.encodings import Encodings
 from ldcvae.model import LDCVAE
-from ldcvae.training.feed import Chunks
 from ldcvae.training.world import World
 
 __all__ = ["encode_split"]
 
 _ALONE = World()
+_MOST = 1024  # images per pass
 
 
 def encode_split(model: LDCVAE, images: Tensor | Chunks, world: World = _ALONE) -> Encodings:
@@ -18,14 +19,12 @@ def encode_split(model: LDCVAE, images: Tensor | Chunks, world: World = _ALONE) 
 
     Args:
         model: on its device, as are the encodings.
-        images: (N, C, H, W) uint8, or the split on storage; of that a row group at a time is in memory.
+        images: (N, C, H, W) uint8, or the split on storage, of which a few row groups at a time are in memory.
         world: this rank; every rank must call this.
     """
     padded = len(images) + -len(images) % world.size
     rows = world.rows(padded)
-    stop = min(rows.stop, len(images))
-    chunks = [images[rows.start : stop]] if isinstance(images, Tensor) else images.chunks(rows.start, stop)
-    own = [model.encodings(chunk) for chunk in chunks if len(chunk)]
+    own = [model.encodings(part) for part in batches(images, _MOST, rows.start, min(rows.stop, len(images)))]
     # Parts of one length, or they could not be gathered; what pads them is cut off.
     blank = torch.zeros(padded // world.size - sum(map(len, own)), model.config.latent_dim, device=model.device)
     mean = world.gather(torch.cat([*(part.mean for part in own), blank]))

@@ -3,15 +3,15 @@
 A feed says which images make up any step without having taken the steps before, so that training can go on anywhere.
 """
 
-from collections.abc import Iterator
 from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
+from ldcvae.batches import Chunks
 from ldcvae.training.world import World, keyed_generator
 
-__all__ = ["Batch", "Chunks", "Feed", "InMemory", "StoredImages", "make_feed"]
+__all__ = ["Batch", "Feed", "InMemory", "StoredImages", "make_feed"]
 
 
 class Batch(NamedTuple):
@@ -59,15 +59,6 @@ class InMemory:
 
     def _permutation(self, epoch: int) -> Tensor:
         return torch.randperm(len(self.images), generator=keyed_generator("cpu", self._seed, "order", epoch))
-
-
-class Chunks(Protocol):
-    """A split that is not held in memory, and is read a part at a time."""
-
-    def __len__(self) -> int: ...
-
-    def chunks(self, start: int, stop: int) -> Iterator[Tensor]:
-        """The images from `start` to `stop` in the split's order, uint8."""
 
 
 class Feed(Protocol):

@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ldcvae.batches import batches
 from ldcvae.encodings import Encodings
 from ldcvae.losses import LEAST_LOG_VARIANCE, as_float
 from ldcvae.model import LDCVAE
@@ -17,9 +18,10 @@ from ldcvae.variants import AUTOENCODERS
 from pipeline.compare.cells import Cell, StoredAutoencoder
 from pipeline.config.sections import TrainConfig
 from pipeline.judge.figures import Reference
+from pipeline.remote.device import process_device
 from pipeline.store.checkpoint import NewestCheckpoint
-from pipeline.store.data.shards import load_split
-from pipeline.store.data.splits import some_images, training_images
+from pipeline.store.data.splits import some_images, split_images
+from pipeline.store.data.stream import StreamedSplit
 from pipeline.store.model import build_model
 from pipeline.store.run import Run
 
@@ -46,9 +48,8 @@ def train_settings(name: str, setting: float | None, config: TrainConfig) -> Tra
 
 
 @torch.no_grad()
-def _encode(model: LDCVAE, run: Run, train: Any, point: bool) -> dict[str, Encodings]:
-    parts = {"train": encode_split(model, train)}
-    parts |= {split: model.encodings(load_split(run, split).pixels) for split in ("validation", "test")}
+def _encode(model: LDCVAE, images: dict[str, Tensor | StreamedSplit], point: bool) -> dict[str, Encodings]:
+    parts = {split: encode_split(model, part) for split, part in images.items()}
     if point:
         parts = {
             name: Encodings(part.mean, torch.full_like(part.mean, LEAST_LOG_VARIANCE)) for name, part in parts.items()
@@ -74,9 +75,9 @@ def train_autoencoder(run: Run, cell: Cell, reference: Reference) -> dict[str, A
     config, folder = run.config, run.folder
     name, setting, seed = cell.job["name"], cell.job["setting"], cell.job["seed"]
     record = AUTOENCODERS[name]
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = process_device(config)
     reset_peak()
-    train, validation = training_images(run), load_split(run, "validation").pixels
+    train, validation = (split_images(run, split) for split in ("train", "validation"))
     torch.manual_seed(seed)  # initial weights; everything later is keyed by step
     model = build_model(config, reference.shape).to(device)
     settings = train_settings(name, setting, config.train)
@@ -84,7 +85,7 @@ def train_autoencoder(run: Run, cell: Cell, reference: Reference) -> dict[str, A
     if record.objective is not None:
 
         def some(count: int) -> Tensor:
-            return as_float(some_images(train, count, seed, "pseudo-inputs"))
+            return as_float(torch.cat([*batches(some_images(train, count, seed, "pseudo-inputs"), count)]))
 
         objective = record.objective(settings.inverse_temperature, setting or 1.0, config.model.likelihood, some).to(
             device
@@ -100,7 +101,8 @@ def train_autoencoder(run: Run, cell: Cell, reference: Reference) -> dict[str, A
     phase.adopt_average()
     model.eval()
     peak = peak_mb()
-    encodings = _encode(model, run, train, getattr(objective, "deterministic", False))
+    images = {"train": train, "validation": validation, "test": split_images(run, "test")}
+    encodings = _encode(model, images, getattr(objective, "deterministic", False))
     model.set_whitening(encodings["train"].whitening())
     prior = None
     if (learnt := getattr(objective, "prior", None)) is not None:
@@ -108,7 +110,7 @@ def train_autoencoder(run: Run, cell: Cell, reference: Reference) -> dict[str, A
             prior = Encodings(*learnt(model.encoder))
     stored = StoredAutoencoder(model, encodings, prior)
     judge = reference.judge("test", config.evaluate.neighbours, device)
-    figures = judge.reconstruction(model, load_split(run, "test").pixels)
+    figures = judge.reconstruction(model, images["test"])
     found = {
         "cell": cell.job,
         "figures": figures | {"seconds": phase.seconds, "peak_mb": peak},

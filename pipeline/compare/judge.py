@@ -11,9 +11,10 @@ from ldcvae.training.heap import peak_mb, reset_peak
 from ldcvae.training.world import keyed_generator
 from ldcvae.variants import GENERATORS
 from pipeline.compare.cells import Cell, StoredAutoencoder, read_autoencoder
-from pipeline.judge.figures import DrawJudge, Reference, decode
+from pipeline.judge.figures import DrawJudge, Reference, decoded
 from pipeline.judge.generators import budget_of
 from pipeline.judge.pages.pictures import image_grid
+from pipeline.remote.device import process_device
 from pipeline.store.checkpoint import NewestCheckpoint
 from pipeline.store.run import Run
 
@@ -30,14 +31,15 @@ def _judged(run: Run, stored: StoredAutoencoder, draw: Draw, seed: int, referenc
     def noise(purpose: str, number: int = 0) -> torch.Generator:
         return keyed_generator(model.device, seed, "compare", "judge", purpose, number)
 
-    chosen_by = decode(model, draw(run.config.compare.selection_images, noise("validation")))
+    latents = draw(run.config.compare.selection_images, noise("validation"))
+    chosen_by = validation.extractor.of(decoded(model, latents))
     held_out = stored.encodings["test"]
     judge = DrawJudge(test, model, held_out, noise, settings.num_images, settings.draws)
     rows = list(judge.each(draw, "test", ("train", stored.encodings["train"]), ("held_out", held_out)))
     return {
-        "selection": validation.distance(validation.extractor(chosen_by)),
+        "selection": validation.distance(chosen_by),
         "figures": {name: statistics.fmean(row[name] for row in rows) for name in rows[0]},
-        "grid": image_grid(decode(model, draw(_GRID**2, noise("grid"))).cpu().numpy(), _GRID),
+        "grid": image_grid(model.decode(draw(_GRID**2, noise("grid"))).cpu().numpy(), _GRID),
     }
 
 
@@ -57,7 +59,7 @@ def judge_generator(run: Run, cell: Cell, reference: Reference) -> dict[str, Any
         NonFiniteLossError: from a sampler net; FloatingPointError from the other fits.
     """
     name, seed, folder = cell.job["name"], cell.job["seed"], run.folder
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = process_device(run.config)
     reset_peak()
     stored = read_autoencoder(run, cell, reference.shape).to(device)
     kept = NewestCheckpoint(folder / f"compare/checkpoints/{cell.key}")

@@ -22,7 +22,7 @@ from pipeline.judge.figures import Reference, make_reference
 from pipeline.judge.generators import budget_of
 from pipeline.judge.pages.render import machine
 from pipeline.remote.connect import connect
-from pipeline.store.data.splits import some_images, training_images
+from pipeline.store.data.splits import some_images, split_images
 from pipeline.store.folder import Folder
 from pipeline.store.manifest import Manifest, say
 from pipeline.store.model import build_model
@@ -59,7 +59,7 @@ def _results(run: Run, reference: Reference, found: dict[str, dict[str, Any]]) -
                 for part in ("figures", "spread"):
                     row[part]["seconds"] = None
     judge = reference.judge("test", evaluate.neighbours, torch.device("cpu"))
-    others = reference.extractor(some_images(training_images(run), evaluate.num_images, config.seed, "floor"))
+    others = reference.extractor(some_images(split_images(run, "train"), evaluate.num_images, config.seed, "floor"))
     results = {
         "schema": 1,
         "name": config.name,

@@ -99,11 +99,13 @@ class ModelConfig(Section):
 class TrainConfig(Section, AutoencoderSettings):
     """Phase 1: encoder and decoder."""
 
-    memory_mb: Annotated[int, Field(ge=0)] = Field(4096, description="MiB of training images held; more are streamed")
+    memory_mb: Annotated[int, Field(ge=0)] = Field(4096, description="MiB of a split held; more is streamed")
     num_workers: Workers = Field(
         1, description="data-parallel processes; [least, most]: as many as the cluster has room for, changing with it"
     )
-    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: cuda where the cluster has GPUs")
+    device: Literal["auto", "cpu", "cuda"] = Field(
+        "auto", description="of sampling and judging too; auto: cuda where the cluster or machine has GPUs"
+    )
     checkpoint_epochs: Count = Field(25, description="epochs between checkpoints of phase 1")
     checkpoint_steps: Count | None = Field(None, description="steps between checkpoints within an epoch; null: none")
     keep_checkpoints: Count = Field(2, description="how many of the newest checkpoints stay on storage")

@@ -13,9 +13,9 @@ from pipeline.judge.extractors import build_extractor
 from pipeline.judge.figures import DrawJudge, Judge
 from pipeline.judge.generators import fitted, read_keys
 from pipeline.remote.connect import run_on_accelerator
+from pipeline.remote.device import device_name, process_device
 from pipeline.remote.progress import Display
-from pipeline.store.data.shards import load_split
-from pipeline.store.data.splits import some_images, training_images
+from pipeline.store.data.splits import some_images, split_images
 from pipeline.store.manifest import Manifest, say
 from pipeline.store.model import load_model
 from pipeline.store.run import Run
@@ -32,20 +32,26 @@ def _summary(draws: list[dict[str, float]]) -> dict[str, Any]:
 def _evaluate(run: Run) -> tuple[dict[str, Any], tuple[str, ...]]:
     """All that wants a GPU where there is one, here or in a Ray task: the figures, and files written on the way."""
     config, settings = run.config, run.config.evaluate
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    model = load_model(run).to(device)
-    train, held_out = training_images(run), load_split(run, settings.split).pixels
-    extractor = build_extractor(run).to(device)
-    judge = Judge(extractor, extractor(held_out.to(device)), settings.neighbours, device)
+    device = process_device(config)
+    model, extractor = load_model(run).to(device), build_extractor(run).to(device)
+    held_out = split_images(run, settings.split)
+    judge = Judge(extractor, extractor(held_out), settings.neighbours, device)
 
     def noise(purpose: str, draw: int = 0) -> torch.Generator:
         return keyed_generator(device, config.seed, "evaluate", purpose, draw)
 
+    draws = DrawJudge(judge, model, encode_split(model, held_out), noise, settings.num_images, settings.draws)
+    reconstruction = judge.reconstruction(model, held_out)
+    num_reference = len(held_out)
+    del held_out  # one split in memory at a time
+    train = split_images(run, "train")
+    encodings = encode_split(model, train)
+    floor = judge.figures(extractor(some_images(train, settings.num_images, config.seed, "floor")))
+    del train
     fits = noise("fits")
-    draws = DrawJudge(judge, model, model.encodings(held_out), noise, settings.num_images, settings.draws)
     generators: dict[str, Any] = {}
     display, total = Display("evaluate"), settings.draws * len(settings.generators)
-    for name, draw in fitted(config, model, encode_split(model, train), lambda purpose: fits):
+    for name, draw in fitted(config, model, encodings, lambda purpose: fits):
         rows = []
         for figures in draws.each(draw, name):
             rows.append(figures)
@@ -54,19 +60,18 @@ def _evaluate(run: Run) -> tuple[dict[str, Any], tuple[str, ...]]:
             display.update({"phase": "draws", "done": done}, note)
         generators[name] = _summary(rows)
     display.close()
-    others = some_images(train, settings.num_images, config.seed, "floor").to(device)
     metrics = {
         "schema": 1,
         "split": settings.split,
         "extractor": extractor.describe(),
         "num_images": settings.num_images,
-        "num_reference": len(held_out),
+        "num_reference": num_reference,
         "draws": settings.draws,
         "neighbours": settings.neighbours,
         "seed": config.seed,
-        "device": torch.cuda.get_device_name() if device.type == "cuda" else "cpu",
-        "reconstruction": judge.reconstruction(model, held_out),
-        "floor": judge.figures(extractor(others)),
+        "device": device_name(device),
+        "reconstruction": reconstruction,
+        "floor": floor,
         "generators": generators,
     }
     return metrics, extractor.files

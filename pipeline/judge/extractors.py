@@ -1,6 +1,7 @@
 """Features that images are judged in: a classifier of the data's own labels, Inception, or random convolutions."""
 
 import hashlib
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -9,13 +10,15 @@ from safetensors.torch import load, save
 from torch import Tensor, nn
 from torch.nn import functional
 
+from ldcvae.batches import Chunks, batches, rows_at_a_time
 from ldcvae.losses import as_float
 from ldcvae.training.world import keyed_generator
 from pipeline.config.errors import ConfigError, PipelineError
 from pipeline.config.variants import EXTRACTORS
 from pipeline.remote.progress import Display
-from pipeline.store.data.shards import Images, load_split
+from pipeline.store.data.shards import Images
 from pipeline.store.data.splits import labelled_images
+from pipeline.store.data.stored import StoredSplit
 from pipeline.store.folder import sha256
 from pipeline.store.run import Run
 from pipeline.store.schema import Classifier, parse_as
@@ -30,6 +33,7 @@ __all__ = [
 ]
 
 _CLASSIFIER = "evaluation/classifier"
+_MOST = 1000  # images per pass
 
 
 @dataclass(frozen=True)
@@ -52,10 +56,16 @@ class Extractor:
     network: nn.Module
     files: tuple[str, ...] = ()
 
+    def __call__(self, images: Tensor | Chunks) -> Tensor:
+        """Features (N, k) of images (N, C, H, W), uint8 or float in [0, 1], in memory or on storage; see `of`."""
+        return self.of(batches(images, _MOST))
+
     @torch.no_grad()
-    def __call__(self, images: Tensor, batch_size: int = 1000) -> Tensor:
-        """Features (N, k) in float64 of images (N, C, H, W), uint8 or float in [0, 1]."""
-        return torch.cat([self.network(as_float(part)).double() for part in images.split(batch_size)])
+    def of(self, parts: Iterable[Tensor]) -> Tensor:
+        """Features (N, k) in float32 and on the CPU, of images that come in parts; one part at a time is held."""
+        weight = next(self.network.parameters(), None)
+        device = weight.device if weight is not None else None  # where there is no weight, where the images are
+        return torch.cat([self.network(as_float(part.to(device))).float().cpu() for part in parts])
 
     def to(self, device: torch.device) -> "Extractor":
         """The same extractor on another device."""
@@ -85,10 +95,14 @@ def _classifier(shape: tuple[int, int, int], classes: int) -> nn.Sequential:
     return nn.Sequential(convolutions, nn.Linear(size, 64), nn.ReLU(), nn.Linear(64, classes))
 
 
-def _accuracy(network: nn.Module, images: Images) -> float:
-    with torch.no_grad():
-        guesses = [network(as_float(part)).argmax(1) for part in images.pixels.split(1000)]
-    return float((torch.cat(guesses) == images.labels).double().mean())
+@torch.no_grad()
+def _accuracy(network: nn.Module, images: StoredSplit) -> float:
+    right = 0
+    for pixels, labels in images.read_each(images.groups):
+        parts = batches(torch.from_numpy(pixels.copy()), _MOST)  # Arrow's memory is read-only
+        guesses = torch.cat([network(as_float(part)).argmax(1) for part in parts])
+        right += int((guesses == torch.from_numpy(labels.copy())).sum())
+    return right / len(images)
 
 
 def train_classifier(train: Images, epochs: int, seed: int) -> nn.Sequential:
@@ -102,25 +116,26 @@ def train_classifier(train: Images, epochs: int, seed: int) -> nn.Sequential:
     Returns:
         The network in eval mode; without its last layer it is the feature extractor.
     """
-    labelled = train.labels >= 0
-    pixels, labels = train.pixels[labelled], train.labels[labelled]
+    pixels, labels = train.pixels, train.labels
+    labelled = (labels >= 0).nonzero().squeeze(1)
     shape = (pixels.shape[1], pixels.shape[2], pixels.shape[3])
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         network = _classifier(shape, len(train.classes)).to(memory_format=torch.channels_last)
-    batch = min(128, len(pixels))
-    steps = len(pixels) // batch
+    batch = min(128, len(labelled))
+    steps = len(labelled) // batch
     optimizer = torch.optim.AdamW(network.parameters(), lr=2e-3, weight_decay=1e-2, fused=True)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, epochs * steps)
     display = Display("classifier")
     for epoch in range(epochs):
         display.update({"phase": "epochs", "done": epoch / epochs}, f"{epochs} epochs")
-        order = torch.randperm(len(pixels), generator=keyed_generator("cpu", seed, "classifier", epoch))
-        for index in order[: steps * batch].split(batch):
-            images = as_float(pixels[index]).contiguous(memory_format=torch.channels_last)
-            loss = functional.cross_entropy(network(images), labels[index], label_smoothing=0.05)
+        order = torch.randperm(len(labelled), generator=keyed_generator("cpu", seed, "classifier", epoch))
+        for index in labelled[order[: steps * batch]].split(batch):
             optimizer.zero_grad(set_to_none=True)
-            loss.backward()
+            for part in index.split(rows_at_a_time(shape, batch)):
+                images = as_float(pixels[part]).contiguous(memory_format=torch.channels_last)
+                loss = functional.cross_entropy(network(images), labels[part], label_smoothing=0.05)
+                (loss * (len(part) / batch)).backward()
             optimizer.step()
             schedule.step()
     display.close()
@@ -154,7 +169,7 @@ def stored_classifier(run: Run) -> Extractor:
         train = labelled_images(run, config.seed, "classifier")
         trained = train_classifier(train, config.evaluate.classifier_epochs, config.seed)
         content = save({name: tensor.contiguous() for name, tensor in trained.state_dict().items()})
-        accuracy = _accuracy(trained, load_split(run, "test"))
+        accuracy = _accuracy(trained, StoredSplit(run, "test"))
         kept = {"made_of": made_of, "accuracy": accuracy, "sha256": sha256(content)}
         folder.write(f"{_CLASSIFIER}.safetensors", content)
         folder.write_json(name, kept)

@@ -5,27 +5,31 @@ One judge of images and one of draws, for every stage that judges: evaluate, tun
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
 
+from ldcvae.batches import Chunks, rows_at_a_time
 from ldcvae.encodings import Encodings
-from ldcvae.metrics.images import frechet_distance, kid, prdc
+from ldcvae.metrics.images import frechet_distance, kid, kid_within
 from ldcvae.metrics.latents import median_bandwidths, mmd2, nearest_distance, sliced_wasserstein
+from ldcvae.metrics.neighbours import ball_radii, prdc
 from ldcvae.metrics.reconstruction import reconstruction_error
 from ldcvae.model import LDCVAE
 from ldcvae.rivals.fitting import Draw
 from pipeline.judge.extractors import Extractor, build_extractor
 from pipeline.judge.generators import timed_draw
-from pipeline.store.data.shards import load_split
+from pipeline.store.data.splits import split_images
 from pipeline.store.run import Run
 
-__all__ = ["MAXIMISED", "DrawJudge", "Judge", "Reference", "decode", "make_reference"]
+__all__ = ["MAXIMISED", "DrawJudge", "Judge", "Reference", "decoded", "make_reference"]
 
 MAXIMISED = {"precision", "recall", "density", "coverage", "images_per_s"}
 """Figures of which more is better."""
 
-_CHUNK = 1000  # latents per pass of the decoder
+_MOST = 1000  # latents per pass of the decoder
+_ON_DEVICE = 2**27  # numbers of features compared where the images are made; more of them, in float64, on the CPU
 _NEAREST = 2000  # latents and encodings that distances to the nearest are taken over
 
 
@@ -55,13 +59,14 @@ def make_reference(run: Run, *splits: str) -> Reference:
         ConfigError: if the extractor does not fit the data.
     """
     extractor = build_extractor(run)
-    return Reference(run.shape, extractor, {split: extractor(load_split(run, split).pixels) for split in splits})
+    return Reference(run.shape, extractor, {split: extractor(split_images(run, split)) for split in splits})
 
 
 @torch.no_grad()
-def decode(model: LDCVAE, latents: Tensor) -> Tensor:
-    """Images (n, C, H, W) in [0, 1] of latents (n, d), in chunks."""
-    return torch.cat([model.decode(part) for part in latents.split(_CHUNK)])
+def decoded(model: LDCVAE, latents: Tensor) -> Iterator[Tensor]:
+    """Images (n, C, H, W) in [0, 1] of latents (N, d), in parts that need not be held together."""
+    for part in latents.split(rows_at_a_time(model.config.image_shape, _MOST)):
+        yield model.decode(part)
 
 
 class Judge:
@@ -75,29 +80,39 @@ class Judge:
     """
 
     def __init__(self, extractor: Extractor, real: Tensor, neighbours: int, device: torch.device):
-        self.extractor, self.real, self.neighbours = extractor.to(device), real.to(device), neighbours
+        self.extractor, self.neighbours = extractor.to(device), neighbours
+        self.real = real.to(device) if real.numel() <= _ON_DEVICE else real.cpu()
+
+    @cached_property
+    def _radii(self) -> Tensor:
+        return ball_radii(self.real, self.neighbours)  # once: all pairs of real images, however few are generated
+
+    @cached_property
+    def _within(self) -> float:
+        return kid_within(self.real)
 
     def distance(self, features: Tensor) -> float:
         """The Fréchet distance of features (n, k) alone: the other figures take longer than drawing the images."""
-        return frechet_distance(features, self.real)
+        return frechet_distance(features.to(self.real.device), self.real)
 
     def figures(self, features: Tensor) -> dict[str, float]:
         """All figures of features (n, k)."""
-        quality = prdc(self.real, features, k=self.neighbours)
+        features = features.to(self.real.device)
+        quality = prdc(self.real, features, k=self.neighbours, radii=self._radii)
         return {
             "fd": self.distance(features),
-            "kid": kid(features, self.real).mean,
+            "kid": kid(features, self.real, within=self._within).mean,
             "precision": quality.precision,
             "recall": quality.recall,
             "density": quality.density,
             "coverage": quality.coverage,
         }
 
-    def reconstruction(self, model: LDCVAE, pixels: Tensor) -> dict[str, float]:
-        """MSE per pixel and Fréchet distance of reconstructed images (N, C, H, W) uint8."""
+    def reconstruction(self, model: LDCVAE, images: Tensor | Chunks) -> dict[str, float]:
+        """MSE per pixel and Fréchet distance of reconstructed images (N, C, H, W) uint8, in memory or on storage."""
         features: list[Tensor] = []
         mse = reconstruction_error(
-            model.reconstruct, pixels, model.device, lambda images: features.append(self.extractor(images))
+            model.reconstruct, images, model.device, lambda part: features.append(self.extractor(part))
         )
         return {"mse": mse, "fd": self.distance(torch.cat(features))}
 
@@ -141,7 +156,7 @@ class DrawJudge:
         )  # the first call of a net pays for its set-up
         for number, truth in enumerate(self.truths):
             latents, rate = timed_draw(draw, self.count, self.noise(name, number))
-            figures = self.judge.figures(self.judge.extractor(decode(self.model, latents)))
+            figures = self.judge.figures(self.judge.extractor.of(decoded(self.model, latents)))
             u = self.model.whitening.whiten(latents)
             figures["mmd2"] = mmd2(u, truth, self.bandwidths)
             figures["sliced_wasserstein"] = sliced_wasserstein(u, truth, generator=self.noise("slices", number))

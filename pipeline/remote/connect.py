@@ -1,6 +1,7 @@
 """Connect to a Ray cluster or start a local one, quietly; run functions there."""
 
 import logging
+import math
 import os
 import socket
 from collections.abc import Callable, Iterable, Iterator
@@ -9,9 +10,9 @@ from typing import Any
 
 from pipeline.config.errors import PipelineError
 from pipeline.config.sections import Config
-from pipeline.remote.hardware import has_gpus, in_job
+from pipeline.remote.hardware import in_job, is_local, use_cuda
 
-__all__ = ["connect", "parallel_map", "run_on_accelerator"]
+__all__ = ["connect", "parallel_map", "run_on_accelerator", "task_resources"]
 
 # Read by Ray when it is imported or started, so set on import of this module and inherited by its processes.
 _ENVIRONMENT = {
@@ -100,6 +101,19 @@ def connect(config: Config) -> Iterator[None]:
         ray.shutdown()
 
 
+def task_resources(cuda: bool, tasks: int) -> dict[str, float]:
+    """Ray resources of each of `tasks` tasks: of a GPU the share that lets all of them run at once.
+
+    Where the cluster has no GPU yet, one each: it scales by demand.
+    """
+    import ray
+
+    if not cuda:
+        return {"num_cpus": 1}
+    gpus = int(ray.cluster_resources().get("GPU", 0)) or tasks
+    return {"num_cpus": 1, "num_gpus": 1 / math.ceil(tasks / gpus)}
+
+
 def parallel_map(
     function: Callable[[Any], Any],
     items: Iterable[Any],
@@ -128,10 +142,10 @@ def parallel_map(
 
 
 def run_on_accelerator(config: Config, function: Callable[[Any], Any], argument: Any) -> Any:
-    """`function(argument)`, on a GPU of the cluster when there is a cluster with GPUs, else in this process."""
-    if config.ray.address is None and not in_job():
+    """`function(argument)`, on a GPU of the cluster if there is a cluster and `train.device` says so, else here."""
+    if is_local(config):
         return function(argument)
     with connect(config):
-        if not has_gpus():
+        if not use_cuda(config.train.device):
             return function(argument)
-        return next(parallel_map(function, [argument], 1, {"num_cpus": 1, "num_gpus": 1}))
+        return next(parallel_map(function, [argument], 1, task_resources(True, 1)))

@@ -10,6 +10,9 @@ import torch
 from torch import Tensor
 
 from ldcvae import LDCVAE, Posterior
+from ldcvae.batches import batches
+from ldcvae.losses import as_float
+from ldcvae.training.encode import encode_split
 from ldcvae.variants import GENERATORS
 from pipeline.config.load import dump_yaml
 from pipeline.config.sections import Config
@@ -20,7 +23,9 @@ from pipeline.judge.pages.plots import dots
 from pipeline.judge.pages.render import Entry, format_column, machine, render
 from pipeline.judge.pages.stored import stored_pictures
 from pipeline.report.plots import plane, training_curves
-from pipeline.store.data.shards import decode_shard, load_split
+from pipeline.store.data.shards import decode_shard
+from pipeline.store.data.splits import spaced_images, split_images
+from pipeline.store.data.stored import PickedImages
 from pipeline.store.history import HISTORY_FILES, parse_history
 from pipeline.store.manifest import Manifest, say
 from pipeline.store.model import load_model
@@ -103,11 +108,11 @@ def _table(
     return {"cells": cells, "factors": factors, "fd": fd} | decided
 
 
-def _planes(model: LDCVAE, images: Tensor, generator: torch.Generator) -> dict[str, Picture]:
+def _planes(model: LDCVAE, images: Tensor | PickedImages, generator: torch.Generator) -> dict[str, Picture]:
     """Encoder draws of held-out images (N, C, H, W) with draws of the prior, and with draws of the sampler."""
     from sklearn.decomposition import PCA  # imports SciPy: two seconds that only this picture needs
 
-    encodings = model.encodings(images)
+    encodings = encode_split(model, images)
     noise = torch.randn(encodings.mean.shape, generator=generator)
     encoder = Posterior(encodings.mean, encodings.log_variance).draw(noise).numpy()
     pca = PCA(min(2, encoder.shape[1]), svd_solver="full").fit(encoder)
@@ -138,11 +143,14 @@ def _generated(run: Run, shape: Sequence[int], count: int) -> np.ndarray:
     return images[:count] / 255
 
 
-def _galleries(model: LDCVAE, samples: np.ndarray, test: Tensor, generator: torch.Generator) -> dict[str, Picture]:
-    """Samples (n, C, H, W), reconstructions of some `test` images (N, C, H, W), and interpolations."""
+def _galleries(
+    model: LDCVAE, samples: np.ndarray, test: Tensor | PickedImages, generator: torch.Generator
+) -> dict[str, Picture]:
+    """Samples (n, C, H, W), reconstructions of some `test` images (N, C, H, W) uint8, and interpolations."""
     columns = min(10, len(test))
     # Evenly spaced through the split: chosen by nobody, and of every class where classes come in blocks.
-    chosen = test[torch.linspace(0, len(test) - 1, min(2, len(test) // columns) * columns).long()]
+    few = spaced_images(test, min(2, len(test) // columns) * columns)
+    chosen = as_float(torch.cat([*batches(few, len(few))]))
     rows = [part.unflatten(0, (-1, columns)) for part in (chosen, model.reconstruct(chosen))]
     pairs = torch.stack(rows, 1).flatten(0, 2)
     start, end = (model.draw_base(6, generator=generator) for _ in range(2))
@@ -169,12 +177,11 @@ def _make(run: Run, manifests: dict[str, Manifest]) -> tuple[list[str], dict[str
     again = "run `python -m pipeline.evaluate --force` with the same config"
     metrics = parse_as(Metrics, content, f"{folder.url}/evaluation/metrics.json", again)
     model = load_model(run)
-    test = load_split(run, "test").pixels
-    some = test[torch.linspace(0, len(test) - 1, min(MAX_POINTS, len(test))).long()].float() / 255
+    some = spaced_images(split_images(run, "test"), MAX_POINTS)
     generator = torch.Generator().manual_seed(config.seed)
     names = _names(config, metrics["generators"])
     table = _table(metrics, config, names, label_share(manifests["data"].info.get("label_counts", {})))
-    samples = _generated(run, test.shape[1:], config.report.images)
+    samples = _generated(run, run.shape, config.report.images)
     galleries, planes = _galleries(model, samples, some, generator), _planes(model, some, generator)
     curves = training_curves(parse_history(run.output("train", HISTORY_FILES[0])))
     pictures = [*galleries.values(), *planes.values(), *(p for phase in curves.values() for p in phase)]

@@ -1,17 +1,20 @@
 """Draws the images batch by batch, here or in Ray tasks, and writes them."""
 
 import io
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
 
+from ldcvae.batches import rows_at_a_time
 from ldcvae.model import LDCVAE
 from ldcvae.training.world import keyed_generator
 from pipeline.judge.pages.pictures import image_grid
-from pipeline.remote.connect import connect, parallel_map
+from pipeline.remote.connect import connect, parallel_map, task_resources
+from pipeline.remote.device import device_name, process_device
+from pipeline.remote.hardware import is_local, use_cuda
 from pipeline.store.data.shards import encode_shard
 from pipeline.store.manifest import Manifest
 from pipeline.store.model import load_model
@@ -33,42 +36,69 @@ def encode_png(pixels: Tensor) -> bytes:
     return buffer.getvalue()
 
 
+@torch.no_grad()
 def sample_batch(model: LDCVAE, seed: int, batch: int, size: int) -> Tensor:
     """The images of one batch: uint8 (size, C, H, W), a function of the weights, the seed and the batch's number.
 
-    One thread: how a sum is split over threads changes its last bits, and with them some rounded pixels.
+    One thread: how a sum is split over threads changes its last bits, and with them some rounded pixels. The noise is
+    drawn on the CPU wherever the model is, so that a GPU makes the same images but for that rounding.
     """
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        images = model.sample(size, keyed_generator("cpu", seed, "sample", batch))
+        latents = model.sample_latents(size, keyed_generator("cpu", seed, "sample", batch))
+        parts = latents.split(rows_at_a_time(model.config.image_shape, size))
+        return torch.cat([(model.decode(part) * 255.0).round().to(torch.uint8).cpu() for part in parts])
     finally:
         torch.set_num_threads(threads)
-    return (images * 255.0).round().to(torch.uint8).cpu()
 
 
-_newest: tuple[tuple[str, str], LDCVAE] | None = None
+_newest: tuple[tuple[str, str, torch.device], LDCVAE] | None = None
 
 
-def _model(run: Run, digest: str) -> LDCVAE:
-    """The model, loaded once a process; `digest` makes a new training a new model."""
+def _model(run: Run, digest: str, device: torch.device) -> LDCVAE:
+    """The model on a device, loaded once a process; `digest` makes a new training a new model."""
     global _newest
-    if _newest is None or _newest[0] != (run.folder.url, digest):
-        _newest = (run.folder.url, digest), load_model(run)
+    key = run.folder.url, digest, device
+    if _newest is None or _newest[0] != key:
+        _newest = key, load_model(run).to(device)
     return _newest[1]
 
 
-def _write_batch(job: dict[str, Any]) -> list[str]:
-    run, batch = job["run"], job["batch"]
-    pixels = sample_batch(_model(run, job["digest"]), run.config.seed, batch, job["size"])
+class _Written(NamedTuple):
+    """What a batch has left: paths under the run's folder, what drew it, and as many images as a grid shows."""
+
+    names: list[str]
+    device: str
+    first: np.ndarray
+
+
+def _write_batch(job: dict[str, Any]) -> _Written:
+    run, batch, device = job["run"], job["batch"], torch.device(job["device"])
+    settings = run.config.sample
+    pixels = sample_batch(_model(run, job["digest"], device), run.config.seed, batch, job["size"])
     name = f"samples/images-{batch:05d}.parquet"
     run.folder.write(name, encode_shard(pixels.numpy(), None, "sample"))
     names = [name]
-    if run.config.sample.png:
+    if settings.png:
         for offset, image in enumerate(pixels):
             names.append(f"samples/png/{job['first'] + offset:06d}.png")
             run.folder.write(names[-1], encode_png(image))
-    return names
+    return _Written(names, device_name(device), pixels[: settings.grid**2 if batch == 0 else 0].numpy())
+
+
+def _write_all(run: Run, jobs: list[dict[str, Any]]) -> list[_Written]:
+    """All batches on one kind of device, which is chosen here: here, or in Ray tasks."""
+    config, workers = run.config, run.config.sample.num_workers
+    if workers == 1 and is_local(config):
+        kind = process_device(config).type
+        return [_write_batch(job | {"device": kind}) for job in jobs]
+    with connect(config):
+        cuda = use_cuda(config.train.device)
+        placed = [job | {"device": "cuda" if cuda else "cpu"} for job in jobs]
+        if workers == 1 and not cuda:
+            return [_write_batch(job) for job in placed]
+        return list(parallel_map(_write_batch, placed, workers, task_resources(cuda, workers)))
 
 
 def run(run: Run, force: bool = False) -> Manifest:
@@ -88,17 +118,14 @@ def run(run: Run, force: bool = False) -> Manifest:
             }
             for batch, first in enumerate(range(0, settings.num_images, settings.batch_size))
         ]
-        if settings.num_workers == 1:
-            written = [_write_batch(job) for job in jobs]
-        else:
-            with connect(run.config):
-                written = list(parallel_map(_write_batch, jobs, settings.num_workers))
-        count = min(settings.grid**2, settings.batch_size, settings.num_images)
-        pixels = sample_batch(_model(run, digest), run.config.seed, 0, jobs[0]["size"])[:count]
-        folder.write("samples/grid.png", image_grid(pixels.numpy() / 255.0, settings.grid))
-        names = [name for part in written for name in part]
-        mean = float(np.mean(pixels.numpy()))
-        return ["samples/grid.png", *names], {"num_images": settings.num_images, "pixel_mean": mean}
+        written = _write_all(run, jobs)
+        shown = written[0].first
+        folder.write("samples/grid.png", image_grid(shown / 255.0, settings.grid))
+        names = [name for part in written for name in part.names]
+        # What drew them is told, but does not make them stale: images of either kind are draws of the same model.
+        device = ", ".join(sorted({part.device for part in written}))
+        info = {"num_images": settings.num_images, "pixel_mean": float(np.mean(shown)), "device": device}
+        return ["samples/grid.png", *names], info
 
     depends_on = {"train": digest, "seed": run.config.seed, "sample": settings.model_dump(exclude={"num_workers"})}
     return run.stage("samples", depends_on, work, force)

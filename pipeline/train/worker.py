@@ -21,8 +21,7 @@ from ldcvae.training.world import World
 from pipeline.config.errors import PipelineError
 from pipeline.config.sections import Config
 from pipeline.store.checkpoint import load_state, save_state
-from pipeline.store.data.shards import load_split
-from pipeline.store.data.splits import training_images
+from pipeline.store.data.splits import split_images
 from pipeline.store.data.stored import StoredSplit
 from pipeline.store.folder import Folder
 from pipeline.store.history import write_history
@@ -130,7 +129,7 @@ def train_worker(job: dict[str, Any]) -> dict[str, Any]:
     torch.set_num_threads(job["threads"])
     run: Run = job["run"]
     config, world = run.config, train_world()
-    train, validation = training_images(run), load_split(run, "validation").pixels
+    train, validation = (split_images(run, split) for split in ("train", "validation"))
     torch.manual_seed(config.seed)  # initial weights; everything later is keyed by step
     model = build_model(config, run.shape).to(world.device)
     settings = config.train

@@ -4,10 +4,9 @@ import uuid
 from dataclasses import replace
 from typing import Any
 
-import torch
-
 from ldcvae.training.world import World
 from pipeline.config.load import parse_config
+from pipeline.remote.device import process_device
 from pipeline.remote.hardware import use_cuda
 from pipeline.tune.trial import Trial, run_trial
 
@@ -35,8 +34,8 @@ def single_trial(params: dict[str, Any], template: Trial) -> None:
     if params["invalid"]:
         tune.report(_refused(params))
         return
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    run_trial(_own(params, template), World(device=device), tune.report)
+    trial = _own(params, template)
+    run_trial(trial, World(device=process_device(trial.run.config)), tune.report)
 
 
 def _rank(settings: dict[str, Any]) -> None:

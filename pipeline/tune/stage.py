@@ -18,8 +18,7 @@ from pipeline.judge.pages.pictures import Picture
 from pipeline.remote.connect import connect
 from pipeline.remote.hardware import require_room, use_cuda
 from pipeline.remote.internals import keep_keys_out_of_runtime_environments
-from pipeline.store.data.shards import load_split
-from pipeline.store.data.splits import training_images
+from pipeline.store.data.splits import split_images
 from pipeline.store.folder import fingerprint
 from pipeline.store.manifest import Manifest, say
 from pipeline.store.model import load_model
@@ -48,13 +47,13 @@ def _template(run: Run, space: SearchSpace, study: str) -> Trial:
     """What all trials share: the reference, and the autoencoder and encodings where only the sampler is searched."""
     shared, reference = None, make_reference(run, "validation")
     if space.only_sampler:
-        model, validation = load_model(run), load_split(run, "validation").pixels
+        model, validation = load_model(run), split_images(run, "validation")
         weights = {
             name: tensor for name, tensor in model.state_dict().items() if name.startswith(("encoder.", "decoder."))
         }
-        encodings = encode_split(model, training_images(run))
-        error = reconstruction_error(model.reconstruct, validation)
-        shared = Shared(weights, encodings, model.encodings(validation), error)
+        error, held_out = reconstruction_error(model.reconstruct, validation), encode_split(model, validation)
+        del validation  # one split in memory at a time
+        shared = Shared(weights, encode_split(model, split_images(run, "train")), held_out, error)
     return Trial(run, study, 0, run.config.tune.cpus_per_trial, reference, shared)
 
 

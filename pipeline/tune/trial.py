@@ -7,13 +7,14 @@ object store instead of training them. Runs with or without Ray: the caller give
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from ldcvae.batches import batches
 from ldcvae.encodings import Encodings
 from ldcvae.losses import as_float, split_posterior
 from ldcvae.metrics.reconstruction import reconstruction_error
@@ -24,12 +25,12 @@ from ldcvae.training.monitor import NonFiniteLossError
 from ldcvae.training.phase import Phase
 from ldcvae.training.sampler import SamplerPhase
 from ldcvae.training.world import World, keyed_generator
-from pipeline.judge.figures import MAXIMISED, Reference, decode
+from pipeline.judge.figures import MAXIMISED, Reference, decoded
 from pipeline.judge.pages.pictures import image_grid
 from pipeline.remote.failures import failure_reason
 from pipeline.store.checkpoint import NewestCheckpoint
-from pipeline.store.data.shards import load_split
-from pipeline.store.data.splits import some_images, training_images
+from pipeline.store.data.splits import some_images, split_images
+from pipeline.store.data.stream import StreamedSplit
 from pipeline.store.model import build_model
 from pipeline.store.run import Run
 
@@ -37,9 +38,9 @@ __all__ = ["Report", "Shared", "Trial", "run_trial"]
 
 WORST = 1e12  # the objective of a failed trial: finite, because a NaN would leave Optuna waiting for ever
 _GRID = 8  # images per side of a trial's sample grid
-_CHUNK = 1000  # images per pass of encoder and decoder
+_MOST = 1000  # images per pass of encoder and decoder
 
-Generate = Callable[[int, torch.Generator], Tensor]  # n -> (n, C, H, W) images in [0, 1]
+Generate = Callable[[int, torch.Generator], Iterator[Tensor]]  # n -> images in [0, 1], n in all, a part at a time
 # Takes `progress`, `objective`, `figures`, `finished`, `failure`; called on every rank.
 Report = Callable[[dict[str, Any]], None]
 
@@ -110,8 +111,7 @@ class _Running:
             )
             reconstruction = shared.reconstruction
         else:
-            train = training_images(self.run)
-            validation = load_split(self.run, "validation").pixels
+            train, validation = (split_images(self.run, split) for split in ("train", "validation"))
             self._autoencoder(train, validation)
             self.model.eval()
             encodings, held_out = (encode_split(self.model, images, world) for images in (train, validation))
@@ -130,13 +130,13 @@ class _Running:
             figures |= {"seconds": self._seconds(), **second.history[-1]}
             figures = {name: value for name, value in figures.items() if name not in ("phase", "time")}
             self._save(second, offset + reports)
-            grid = self._generate(second, _GRID**2, keyed_generator(world.device, config.seed, "grid")).cpu().numpy()
+            grid = torch.cat([*self._generate(second, _GRID**2, keyed_generator(world.device, config.seed, "grid"))])
             self.run.folder.write(
-                f"tune/grids/{self.trial.study}/{self.trial.number:05d}.png", image_grid(grid, _GRID)
+                f"tune/grids/{self.trial.study}/{self.trial.number:05d}.png", image_grid(grid.cpu().numpy(), _GRID)
             )
         self._tell(offset + reports, figures, finished=True)
 
-    def _autoencoder(self, train: Any, validation: Tensor) -> None:
+    def _autoencoder(self, train: Tensor | StreamedSplit, validation: Tensor | StreamedSplit) -> None:
         """Phase 1, unless the checkpoint is past it."""
         config, world = self.config, self.world
         if self.state is not None and self.state["phase"]["phase"] == SamplerPhase.name:
@@ -148,16 +148,17 @@ class _Running:
         reports = config.tune.reports
         every = math.ceil(config.train.epochs / reports)
         some = some_images(train, config.tune.num_images, config.seed, "bound")
+        if len(some) < config.tune.num_images:  # few enough to be held
+            held = torch.cat([*batches(some, _MOST)])
+            some = held[torch.arange(config.tune.num_images) % len(held)]
 
-        def encoder_draws(n: int, generator: torch.Generator) -> Tensor:
+        def encoder_draws(n: int, generator: torch.Generator) -> Iterator[Tensor]:
             # What a perfect sampler would give with this autoencoder: a figure of the same kind, before there is one.
             network = first.averaged
-            parts = []
-            for part in some[torch.arange(n) % len(some)].split(_CHUNK):
+            for part in batches(some, _MOST, 0, n):
                 posterior = split_posterior(network["encoder"](as_float(part.to(world.device))))  # type: ignore[index]
                 noise = torch.randn(posterior.mean.shape, generator=generator, device=world.device)
-                parts.append(torch.sigmoid(network["decoder"](posterior.draw(noise)).float()))  # type: ignore[index]
-            return torch.cat(parts)
+                yield torch.sigmoid(network["decoder"](posterior.draw(noise)).float())  # type: ignore[index]
 
         for epoch in first.epochs():
             if epoch % every == 0 or epoch == config.train.epochs:
@@ -166,10 +167,10 @@ class _Running:
         first.adopt_average()
 
     @torch.no_grad()
-    def _generate(self, phase: SamplerPhase, n: int, generator: torch.Generator) -> Tensor:
-        """(n, C, H, W) images in [0, 1] of the sampler as it is now."""
+    def _generate(self, phase: SamplerPhase, n: int, generator: torch.Generator) -> Iterator[Tensor]:
+        """n images in [0, 1] of the sampler as it is now, a part at a time."""
         model = self.model
-        return decode(model, model.whitening.unwhiten(phase.averaged(model.draw_base(n, generator))))
+        return decoded(model, model.whitening.unwhiten(phase.averaged(model.draw_base(n, generator))))
 
     @torch.no_grad()
     def _figures(self, generate: Generate, draws: int, reconstruction: float) -> dict[str, float]:
@@ -177,8 +178,7 @@ class _Running:
         for draw in range(draws):
             generator = keyed_generator(self.world.device, self.config.seed, "tune", draw)
             started = time.perf_counter()
-            images = generate(settings.num_images, generator)
-            features = self.judge.extractor(images)  # waits for the device
+            features = self.judge.extractor.of(generate(settings.num_images, generator))  # waits for the device
             rates.append(settings.num_images / (time.perf_counter() - started))
             series.append(self.judge.figures(features))
         figures = {name: sum(values[name] for values in series) / draws for name in series[0]}
@@ -191,7 +191,7 @@ class _Running:
         if self.world.rank == 0:
             if self.config.tune.metrics[0] == "fd":  # the others of `_figures` take longer than the images themselves
                 generator = keyed_generator(self.world.device, self.config.seed, "tune", 0)
-                features = self.judge.extractor(generate(self.config.tune.num_images, generator))
+                features = self.judge.extractor.of(generate(self.config.tune.num_images, generator))
                 figures = {"fd": self.judge.distance(features)}
             else:
                 figures = self._figures(generate, 1, reconstruction)

@@ -14,8 +14,10 @@ from torch import Tensor, nn
 from torchmetrics.image.fid import FrechetInceptionDistance
 from torchmetrics.image.kid import poly_mmd
 
-from ldcvae.metrics.images import frechet_distance, frechet_from_moments, kid, moments, prdc
+from ldcvae.metrics import neighbours
+from ldcvae.metrics.images import frechet_distance, frechet_from_moments, kid, kid_within, moments
 from ldcvae.metrics.latents import median_bandwidths, mmd2, sliced_wasserstein
+from ldcvae.metrics.neighbours import ball_radii, prdc
 
 
 def normal(n: int, d: int, seed: int, shift: float = 0.0, scale: float = 1.0) -> Tensor:
@@ -218,6 +220,35 @@ def test_chunk_does_not_change_results() -> None:
         assert mmd2(x, y, chunk=chunk) == pytest.approx(mmd2(x, y), rel=1e-9)
         assert kid(x, y, chunk=chunk).mean == pytest.approx(kid(x, y).mean, rel=1e-9)
         assert prdc(x, y, chunk=chunk) == prdc(x, y)
+
+
+def test_long_rows_of_distances_are_fewer(monkeypatch: pytest.MonkeyPatch) -> None:
+    x, y = normal(300, 3, seed=0).float(), normal(400, 3, seed=1, shift=0.3).float()
+    whole, sizes = prdc(x, y), []
+    monkeypatch.setattr(neighbours, "_MOST_PAIRS", 10_000)
+    real = neighbours.distances_to
+
+    def watched(points: Tensor):
+        distances = real(points)
+
+        def measured(rows: Tensor) -> Tensor:
+            found = distances(rows)
+            sizes.append(found.numel())
+            return found
+
+        return measured
+
+    monkeypatch.setattr(neighbours, "distances_to", watched)
+    assert prdc(x, y) == whole
+    assert max(sizes) <= 10_000
+
+
+def test_what_depends_on_the_reference_alone_can_be_given() -> None:
+    x, y = normal(60, 3, seed=0).float(), normal(45, 3, seed=1, shift=0.3).float()
+    assert kid(x, y, within=kid_within(y)) == kid(x, y)
+    assert prdc(y, x, radii=ball_radii(y)) == prdc(y, x)
+    with pytest.raises(ValueError, match="real has 5 rows, needs at least 6"):
+        ball_radii(x[:5])
 
 
 @pytest.mark.parametrize("metric", [frechet_distance, kid, mmd2, prdc, sliced_wasserstein])

@@ -6,8 +6,9 @@ import torch
 
 from pipeline.config.errors import ConfigError, PipelineError
 from pipeline.config.load import load_config, override
-from pipeline.judge.extractors import build_extractor, train_classifier
-from pipeline.store.data.shards import Images, write_split
+from pipeline.judge.extractors import _accuracy, build_extractor, train_classifier
+from pipeline.store.data.shards import Images, load_split, write_split
+from pipeline.store.data.stored import StoredSplit
 from pipeline.store.run import open_run
 
 
@@ -46,12 +47,50 @@ def test_classifier_is_trained_once_and_kept_with_accuracy_and_hash(tmp_path):
     assert first.accuracy > 0.95
     features = first(images())
     assert features.shape == (10, 64)
-    assert features.dtype == torch.float64
+    assert (features.dtype, features.device.type) == (torch.float32, "cpu")
     written = run.folder.filesystem.modified(run.folder.path("evaluation/classifier.safetensors"))
     again = build_extractor(run)
     assert again.describe() == first.describe()
     assert torch.equal(again(images()), features)
     assert run.folder.filesystem.modified(run.folder.path("evaluation/classifier.safetensors")) == written
+
+
+def test_features_of_stored_images_are_those_of_images_in_memory(tmp_path):
+    run = make_run(tmp_path)
+    for extractor in (build_extractor(run), build_extractor(under(run, {"evaluate.extractor": "random"}))):
+        features = extractor(load_split(run, "train").pixels)
+        assert torch.equal(extractor(StoredSplit(run, "train")), features)
+        assert torch.equal(extractor.of(load_split(run, "train").pixels.split(256)), features)
+
+
+def test_large_images_pass_in_small_parts_and_teach_the_same(tmp_path, monkeypatch):
+    run = make_run(tmp_path)
+    train, test = load_split(run, "train"), StoredSplit(run, "test")
+    whole = train_classifier(train, epochs=2, seed=0)
+    monkeypatch.setattr("ldcvae.batches._NUMBERS", 50 * 64)
+    sizes = []
+    hook = torch.nn.modules.module.register_module_forward_pre_hook(
+        lambda module, given: sizes.append(len(given[0])) if isinstance(module, torch.nn.Conv2d) else None
+    )
+    with hook:
+        parts = train_classifier(train, epochs=2, seed=0)
+        accuracy = _accuracy(parts, test)
+    assert max(sizes) == 50
+    for name, weight in parts.state_dict().items():
+        torch.testing.assert_close(weight, whole.state_dict()[name], rtol=1e-3, atol=1e-4)
+    held = test.load()
+    assert accuracy == float((parts(held.pixels / 255).argmax(1) == held.labels).double().mean())
+
+
+def test_unlabelled_images_are_left_out():
+    some = images(40)
+    labels = torch.arange(40) % 4 - 1  # a quarter has none
+    known = labels >= 0
+    nets = [
+        train_classifier(Images(some[rows], labels[rows], ("a", "b", "c")), epochs=1, seed=0)
+        for rows in (torch.ones(40, dtype=torch.bool), known)
+    ]
+    assert all(map(torch.equal, *(net.state_dict().values() for net in nets)))
 
 
 def test_a_damaged_classifier_is_refused_by_name(tmp_path):

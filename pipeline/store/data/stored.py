@@ -1,6 +1,10 @@
-"""A split as it lies on storage: row groups read one at a time, each verified, so that it need not fit in memory."""
+"""A split as it lies on storage: row groups read a few at a time, each verified; it need not fit in memory."""
 
-from collections.abc import Iterator
+import copy
+from collections import deque
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
 from typing import NamedTuple
 
 import numpy as np
@@ -15,7 +19,11 @@ from pipeline.store.data.shards import Images, decode_table, group_digest, index
 from pipeline.store.run import Run
 from pipeline.store.schema import RowGroups, parse_as
 
-__all__ = ["RowGroup", "StoredSplit"]
+__all__ = ["READERS", "PickedImages", "RowGroup", "StoredSplit"]
+
+READERS = 4
+"""Threads that read row groups, and how many groups are in memory beside the one in use: a store answers late, and
+while one waits for it others can be read, decompressed and compared with their sha256."""
 
 
 class RowGroup(NamedTuple):
@@ -100,30 +108,84 @@ class StoredSplit:
             )
         return pixels, labels
 
+    def read_each(self, groups: Iterable[RowGroup]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """`read` of each of some row groups, in their order; the next `READERS` are read meanwhile."""
+        waiting = iter(groups)
+        with ThreadPoolExecutor(READERS, thread_name_prefix="row-groups") as readers:
+            pending = deque(readers.submit(self.read, group) for group in islice(waiting, READERS))
+            while pending:
+                found = pending.popleft().result()
+                pending.extend(readers.submit(self.read, group) for group in islice(waiting, 1))
+                yield found
+
     def chunks(self, start: int, stop: int) -> Iterator[Tensor]:
         """The images from `start` to `stop` in the split's order, a row group's worth of pixels at a time."""
-        for group in self.groups:
+        wanted = [group for group in self.groups if group.first < stop and start < group.first + group.rows]
+        for group, (pixels, _) in zip(wanted, self.read_each(wanted), strict=True):
             rows = slice(max(start - group.first, 0), min(stop - group.first, group.rows))
-            if rows.start < rows.stop:
-                yield torch.from_numpy(self.read(group)[0][rows].copy())  # Arrow's memory is read-only
+            yield torch.from_numpy(pixels[rows].copy())  # Arrow's memory is read-only
 
-    def some(self, count: int, *key: int | str) -> Images:
-        """`count` images in memory, or all if there are fewer: of row groups in random order, fixed by `key`.
+    def choose(self, count: int, *key: int | str) -> "StoredSplit":
+        """`count` of the images, or all if there are fewer: of row groups in random order, fixed by `key`.
 
-        `prepare` writes training images in random order, so that any row groups are a fair sample.
+        `prepare` writes training images in random order, so that any row groups are a fair sample. Nothing is read.
         """
-        chosen: list[RowGroup] = []
-        left = count = min(count, len(self))
+        chosen = copy.copy(self)
+        chosen.groups, at = [], 0
+        count = min(count, len(self))
         for number in torch.randperm(len(self.groups), generator=keyed_generator("cpu", *key)).tolist():
-            if left <= 0:
+            if at == count:
                 break
-            chosen.append(self.groups[number])
-            left -= self.groups[number].rows
-        pixels, labels = np.empty((count, *self.shape[1:]), np.uint8), np.empty(count, np.int64)
-        at = 0
-        for group in chosen:
-            part, numbers = self.read(group)
-            rows = slice(at, min(at + len(part), count))
-            pixels[rows], labels[rows] = part[: count - at], numbers[: count - at]
-            at = rows.stop
+            group = self.groups[number]
+            chosen.groups.append(group._replace(first=at, rows=min(group.rows, count - at)))
+            at += chosen.groups[-1].rows
+        chosen.shape = (count, *self.shape[1:])
+        return chosen
+
+    def pick(self, where: Tensor) -> "PickedImages":
+        """The images at some positions, which increase. Nothing is read."""
+        return PickedImages(self, where)
+
+    def load(self) -> Images:
+        """All of it in memory."""
+        pixels, labels = np.empty(self.shape, np.uint8), np.empty(len(self), np.int64)
+        for group, (part, numbers) in zip(self.groups, self.read_each(self.groups), strict=True):
+            rows = slice(group.first, group.first + group.rows)
+            pixels[rows], labels[rows] = part[: group.rows], numbers[: group.rows]
         return Images(torch.from_numpy(pixels), torch.from_numpy(labels), self.classes)
+
+
+class PickedImages:
+    """Single images of a split on storage, read when they are asked for.
+
+    Args:
+        split: whose images.
+        where: their positions in it, which increase.
+
+    Attributes:
+        shape: (N, C, H, W).
+    """
+
+    def __init__(self, split: StoredSplit, where: Tensor) -> None:
+        self._split, self._where = split, where
+        self.shape = (len(where), *split.shape[1:])
+
+    def __len__(self) -> int:
+        return len(self._where)
+
+    def pick(self, where: Tensor) -> "PickedImages":
+        """Some of them, by their positions among them."""
+        return PickedImages(self._split, self._where[where])
+
+    def chunks(self, start: int, stop: int) -> Iterator[Tensor]:
+        """The images from `start` to `stop` in their order, those of a row group at a time."""
+        where, groups = self._where[start:stop].numpy(), self._split.groups
+        ends = np.searchsorted(where, [group.first + group.rows for group in groups])
+        wanted = [
+            (group, where[first:end] - group.first)
+            for group, first, end in zip(groups, [0, *ends[:-1]], ends, strict=True)
+            if first < end
+        ]
+        read = self._split.read_each(group for group, _ in wanted)
+        for (_, rows), (pixels, _) in zip(wanted, read, strict=True):
+            yield torch.from_numpy(pixels[rows])

@@ -68,8 +68,8 @@ class Streamed:
 
     Every epoch puts the row groups into a new order and cuts their rows into equal parts, one for each rank: any
     number of ranks has as many steps as it would have in memory, and reads one row group twice at most. A rank's part
-    is cut into windows of consecutive row groups, whose rows are shuffled; a thread reads the next window while this
-    one is in use.
+    is cut into windows of consecutive row groups, whose rows are shuffled; a thread fills the next window while this
+    one is in use, from row groups that a few others read.
 
     Args:
         images: the training split.
@@ -167,8 +167,10 @@ class Streamed:
         device, at = self._world.device, 0
         buffer = self._spare.pop() if self._spare else self._new_buffer()
         into = buffer.numpy()
-        for group, start, stop in plan.windows[number]:
-            into[at : at + stop - start] = self._images.read(group)[0][start:stop]
+        pieces = plan.windows[number]
+        groups = self._images.read_each(piece.group for piece in pieces)
+        for (_, start, stop), (read, _) in zip(pieces, groups, strict=True):
+            into[at : at + stop - start] = read[start:stop]
             at += stop - start
         pixels = buffer.to(device)  # waits for the copy, in this thread only
         if pixels is not buffer:
