@@ -25,6 +25,10 @@ class LDCVAEConfig:
         logits: network custom: whether the decoder gives logits; else images in [0, 1].
         base_kind: its covariances: full, low_rank or diagonal (`ldcvae.densities.covariances.base_fields`).
         base_rank: their rank beside the diagonal, of kind low_rank.
+        upsample: how the decoder doubles height and width: transposed (convolutions) or nearest (neighbour, then a
+            convolution), of networks that do.
+        decoder_epochs: epochs of phase `decoder`; 0: the decoder is as phase 1 left it.
+        adversarial: weight of the discriminator's loss in that phase; 0: none.
     """
 
     image_shape: tuple[int, int, int]
@@ -40,6 +44,9 @@ class LDCVAEConfig:
     logits: bool = True
     base_kind: str = "full"
     base_rank: int = 0
+    upsample: str = "transposed"
+    decoder_epochs: int = 0
+    adversarial: float = 0.0
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "image_shape", tuple(self.image_shape))  # JSON has lists only

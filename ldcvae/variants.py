@@ -23,6 +23,7 @@ __all__ = [
     "DIRECTIONS",
     "GENERATORS",
     "NETWORKS",
+    "UPSAMPLES",
     "Autoencoder",
     "Direction",
     "Generator",
@@ -31,6 +32,9 @@ __all__ = [
 ]
 
 Shape = tuple[int, int, int]
+
+UPSAMPLES = ("transposed", "nearest")
+"""How a convolutional decoder doubles height and width; the first is what it does when nothing is said."""
 
 
 @dataclass(frozen=True)
@@ -43,12 +47,14 @@ class Network:
             and log variance side by side.
         decoder: the same arguments -> module (B, d) -> (B, C, H, W) logits.
         multiple: image shape -> what both image sides must be divisible by.
+        upsamples: whether `decoder` takes a fifth argument, a name of `UPSAMPLES`.
     """
 
     name: str
     encoder: Callable[[Shape, int, int, int], nn.Module]
     decoder: Callable[[Shape, int, int, int], nn.Module]
     multiple: Callable[[Shape], int] = field(default=lambda shape: 1)
+    upsamples: bool = False
 
 
 NETWORKS: Registry[Network] = Registry("network")
@@ -59,6 +65,7 @@ for _name in ("mlp", "conv", "resnet"):
             lazy(f"ldcvae.networks:{_name}_encoder"),
             lazy(f"ldcvae.networks:{_name}_decoder"),
             lazy(f"ldcvae.networks:{_name}_multiple"),
+            upsamples=_name != "mlp",
         )
     )
 
