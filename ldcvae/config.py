@@ -48,6 +48,21 @@ class LDCVAEConfig:
     decoder_epochs: int = 0
     adversarial: float = 0.0
 
+    @property
+    def decoder_note(self) -> str:
+        """How phase `decoder` trained the decoder, in words for a table of images; empty without it.
+
+        Example:
+            >>> LDCVAEConfig((1, 8, 8), decoder_epochs=8, adversarial=4.0).decoder_note
+            'decoder trained adversarially, weight 4, 8 epochs'
+        """
+        if self.decoder_epochs == 0:
+            return ""
+        epochs = f"{self.decoder_epochs} epoch{'s' if self.decoder_epochs > 1 else ''}"
+        if self.adversarial == 0:
+            return f"decoder trained on without a discriminator, {epochs}"
+        return f"decoder trained adversarially, weight {self.adversarial:g}, {epochs}"
+
     def __post_init__(self) -> None:
         object.__setattr__(self, "image_shape", tuple(self.image_shape))  # JSON has lists only
         if self.likelihood not in ("gaussian", "bernoulli"):

@@ -11,13 +11,13 @@ from ldcvae.training.world import keyed_generator
 __all__ = ["fit_base"]
 
 
-def fit_base(model: LDCVAE, encodings: Encodings, settings: SamplerSettings, seed: int) -> None:
+def fit_base(model: LDCVAE, encodings: Encodings, settings: SamplerSettings | None, seed: int) -> None:
     """Whitening of the encodings, and the base mixture in whitened coordinates, where `settings.base` wants one.
 
     Args:
         model: on the device of the encodings; its buffers are set.
         encodings: of the training images.
-        settings: of phase 2; of a mixture the model's configuration knows the kind of covariances.
+        settings: of phase 2, None for the whitening alone; the model's configuration knows a mixture's covariances.
         seed: of the draws that it is fitted to.
 
     Example:
@@ -30,7 +30,7 @@ def fit_base(model: LDCVAE, encodings: Encodings, settings: SamplerSettings, see
         torch.Size([5, 2])
     """
     model.set_whitening(encodings.whitening())
-    if settings.base != "gmm":
+    if settings is None or settings.base != "gmm":
         return
     dim, components, kind = encodings.mean.shape[1], settings.base_components, model.config.base_kind
     generator = keyed_generator(encodings.mean.device, seed, "base", 0)

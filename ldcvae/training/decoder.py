@@ -4,7 +4,6 @@ The encoder is frozen, so latents do not move and every sampler stays valid. The
 reconstruction loss and follows a patch discriminator beside it, on draws of each image's posterior.
 """
 
-from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
@@ -54,6 +53,8 @@ class DecoderPhase(EpochPhase):
     """
 
     name = "decoder"
+    of_discriminator = ("discriminator", "adversarial", "fake_score", "real_score")
+    """Those of its losses that are not finite where the discriminator diverges."""
 
     def __init__(
         self,
@@ -106,9 +107,9 @@ class DecoderPhase(EpochPhase):
         self.decoder = world.wrap(decoder)
         self.judge = Cast(self.discriminator, bf16) if self.discriminator is not None else None
         self.shown = _shown(config, self.batch, world)
-        if (config.noise or self.shown.draws) and state is None:
+        if (config.noise or config.fits_base) and state is None:
             if world.rank == 0:
-                fit_base(model, encodings, sampler if self.shown.draws else replace(sampler, base="normal"), seed)
+                fit_base(model, encodings, sampler if config.fits_base else None, seed)
             world.share(model.buffers())
         if state is not None:
             self.load(state)

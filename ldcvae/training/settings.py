@@ -145,9 +145,9 @@ class DecoderSettings(_Settings):
         return ""
 
     @property
-    def judges(self) -> bool:
-        """Whether there is a discriminator."""
-        return self.epochs > 0 and self.adversarial > 0
+    def fits_base(self) -> bool:
+        """Whether this phase fits the sampler's base, which the sampler phase then takes as it is."""
+        return self.epochs > 0 and self.adversarial > 0 and self.sampler_draws > 0
 
 
 @dataclass(frozen=True)

@@ -87,7 +87,7 @@ def autoencoder_cell(config: Config, data: str, features: str, name: str, settin
         "seed": seed,
         "data": data,
         "features": features,
-        "model": config.model.model_dump(mode="json"),
+        "model": config.model.kept_under(),
         "train": config.train.model_dump(mode="json", exclude=_OPERATIONAL),
     }
     if AUTOENCODERS[name].gibbs and config.train.consistency:

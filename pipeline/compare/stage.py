@@ -127,7 +127,7 @@ def run(run: Run, force: bool = False) -> Manifest:
     data = prepare.run(run)
     sections = ("model", "train", "sampler", "evaluate", "compare")
     carried_out = {"num_workers", "device", "checkpoint_epochs", "checkpoint_steps", "keep_checkpoints"}
-    depends_on = {name: getattr(config, name).model_dump(mode="json", exclude=carried_out) for name in sections}
+    depends_on = {name: getattr(config, name).kept_under(carried_out) for name in sections}
 
     def work(_: str) -> tuple[list[str], dict[str, Any]]:
         if force:

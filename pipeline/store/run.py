@@ -33,6 +33,9 @@ STAGES = {
 # Of what stages write and of what their fingerprints are made; another value makes every stage of older runs stale.
 _FORMAT = "0.1.0"
 
+# What a training was made with that does not say: these keys came later, and are not kept at their defaults.
+_BEFORE = {"model.upsample": "transposed", "decoder.epochs": 0}
+
 
 @dataclass(frozen=True)
 class Run:
@@ -106,6 +109,8 @@ class Run:
         manifest = self.manifest(stage)
         here = _flat(self.config.model_dump(mode="json"))
         there = _flat(manifest.info.get("made_with", {}))
+        if stage == "train" and there:
+            there = _BEFORE | there
         differing = [
             f"{key}: {value!r} there, {here[key]!r} here"
             for key, value in there.items()
