@@ -252,7 +252,11 @@ def test_help_lists_every_key_with_its_meaning(capsys, stage):
 
 @pytest.mark.parametrize(
     ("stage", "sections"),
-    [("prepare", {"data", "ray"}), ("train", {"model", "train", "sampler", "ray"}), ("report", {"report"})],
+    [
+        ("prepare", {"data", "ray"}),
+        ("train", {"model", "train", "decoder", "sampler", "ray"}),
+        ("report", {"report"}),
+    ],
 )
 def test_help_lists_only_what_the_stage_reads(capsys, stage, sections):
     text = output(capsys, stage, "--help")
