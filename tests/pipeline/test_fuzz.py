@@ -248,7 +248,7 @@ def as_bytes(content):
 def test_manifest_of_the_data(kept, content):
     (kept / "data/manifest.json").write_bytes(as_bytes(content))
     run = opened(kept)
-    ends_well(lambda: (run.shape, load_split(run, "test"), StoredSplit(run, "train").some(5, 1)))
+    ends_well(lambda: (run.shape, load_split(run, "test"), StoredSplit(run, "train").choose(5, 1)))
 
 
 @cases(400)
@@ -279,7 +279,7 @@ def test_metrics(kept, content):
 @given(content=damaged(document("data/row_groups/train.json")))
 def test_row_groups(kept, content):
     forge(kept, "data", "data/row_groups/train.json", as_bytes(content))
-    ends_well(lambda: StoredSplit(opened(kept), "train").some(5, 1))
+    ends_well(lambda: StoredSplit(opened(kept), "train").choose(5, 1))
 
 
 @cases(300)
