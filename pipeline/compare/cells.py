@@ -33,8 +33,8 @@ __all__ = [
     "read_record",
 ]
 
-# Of what the two kinds of cells compute and keep; CONTRIBUTING.md says when to raise them. A generator's cell stands on an
-# autoencoder's: raising the first number makes all cells anew.
+# Of what the two kinds of cells compute and keep; CONTRIBUTING.md says when to raise them. A generator's cell stands
+# on an autoencoder's: raising the first number makes all cells anew.
 AUTOENCODER_FORMAT = 2
 GENERATOR_FORMAT = 2
 

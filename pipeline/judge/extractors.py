@@ -33,8 +33,8 @@ __all__ = [
     "train_classifier",
 ]
 
-# Of the classifier that is kept; CONTRIBUTING.md says when to raise it. It is trained again when it is next needed: raise
-# the numbers of the stages that judge by it too, or they stay up to date by the old one.
+# Of the classifier that is kept; CONTRIBUTING.md says when to raise it. It is trained again when it is next needed,
+# so raise the numbers of the stages that judge by it too, or they stay up to date by the old one.
 CLASSIFIER_FORMAT = 1
 
 _CLASSIFIER = "evaluation/classifier"

@@ -30,8 +30,8 @@ STAGES = {
 }
 """Folder of a stage -> the module that writes it."""
 
-# In every fingerprint since 0.1.0; another value would make all stages of all runs stale. Where a stage writes something
-# else than before, its own `FORMAT` is raised.
+# In every fingerprint since 0.1.0; another value would make all stages of all runs stale. Where a stage writes
+# something else than before, its own `FORMAT` is raised.
 _VERSION = "0.1.0"
 
 
