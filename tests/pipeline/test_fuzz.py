@@ -185,7 +185,7 @@ def _images():
     return [*files, encoded(colour.convert("P"), "PNG"), encoded(colour.convert("RGBA"), "PNG")]
 
 
-@cases(2500)
+@cases(3000)
 @given(content=mutated(_images()) | st.binary(max_size=80))
 def test_image_files(content):
     pixels = ends_well(lambda: decode(content, Form(image_size=8, channels=1)), BadImage)
@@ -282,7 +282,7 @@ def test_row_groups(kept, content):
     ends_well(lambda: StoredSplit(opened(kept), "train").choose(5, 1))
 
 
-@cases(300)
+@cases(100)  # slow: many of them build a network
 @given(content=damaged(document("model/config.json")))
 def test_the_models_configuration(kept, content):
     forge(kept, "train", "model/config.json", as_bytes(content))
