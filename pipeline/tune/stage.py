@@ -222,7 +222,7 @@ def run(run: Run, force: bool = False) -> Manifest:
         parts["train"] = config.train.model_dump(mode="json", exclude=carried_out)
     parts["model"] = config.model.model_dump(mode="json")
     parts["sampler"] = config.sampler.model_dump(mode="json", exclude={"checkpoint_steps"})
-    features = {"extractor", "inception_weights", "classifier_epochs", "neighbours"}
+    features = {"extractor", "inception_weights", "extractor_file", "classifier_epochs", "neighbours"}
     parts["features"] = config.evaluate.model_dump(mode="json", include=features)
     parts["tune"] = config.tune.model_dump(mode="json", exclude=_OPERATIONAL)
     name = f"{config.name}-{fingerprint(at_format(parts, FORMAT))[:8]}"
