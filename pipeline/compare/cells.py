@@ -21,9 +21,22 @@ from pipeline.store.model import build_model
 from pipeline.store.run import Run
 from pipeline.store.schema import Record, parse_as
 
-__all__ = ["Cell", "StoredAutoencoder", "autoencoder_cell", "generator_cell", "read_autoencoder", "read_record"]
+__all__ = [
+    "AUTOENCODER_FORMAT",
+    "GENERATOR_FORMAT",
+    "Cell",
+    "StoredAutoencoder",
+    "autoencoder_cell",
+    "generator_cell",
+    "raised_formats",
+    "read_autoencoder",
+    "read_record",
+]
 
-_FORMAT = 2  # of what cells compute and keep; another value makes all that were kept stale
+# Of what the two kinds of cells compute and keep; CONTRIBUTING.md says when to raise them. A generator's cell stands
+# on an autoencoder's: raising the first number makes all cells anew.
+AUTOENCODER_FORMAT = 2
+GENERATOR_FORMAT = 2
 
 _FILES = ("model.safetensors", "encodings.safetensors")
 _AGAIN = "delete that cell's folder and run `python -m pipeline.compare` again"
@@ -66,8 +79,19 @@ class Cell:
         return f"{self.folder}/record.json"
 
 
-def _key(content: dict[str, Any]) -> str:
-    return fingerprint({"format": _FORMAT, **content})[:20]
+def _key(format: int, content: dict[str, Any]) -> str:
+    return fingerprint({"format": format, **content})[:20]
+
+
+def raised_formats() -> dict[str, int]:
+    """The numbers that are no longer what they were when there was one for both: what a comparison depends on.
+
+    Example:
+        >>> set(raised_formats()) <= {"autoencoder", "generator"}
+        True
+    """
+    numbers = {"autoencoder": AUTOENCODER_FORMAT, "generator": GENERATOR_FORMAT}
+    return {kind: number for kind, number in numbers.items() if number > 2}
 
 
 def autoencoder_cell(config: Config, data: str, features: str, name: str, setting: float | None, seed: int) -> Cell:
@@ -92,7 +116,7 @@ def autoencoder_cell(config: Config, data: str, features: str, name: str, settin
     }
     if AUTOENCODERS[name].gibbs and config.train.consistency:
         content["consistency"] = [config.train.consistency, config.train.consistency_floor]
-    return Cell(_key(content), {"name": name, "setting": setting, "seed": seed})
+    return Cell(_key(AUTOENCODER_FORMAT, content), {"name": name, "setting": setting, "seed": seed})
 
 
 def generator_cell(config: Config, parent: Cell, name: str, setting: float | None) -> Cell:
@@ -105,7 +129,8 @@ def generator_cell(config: Config, parent: Cell, name: str, setting: float | Non
         "selection_images": config.compare.selection_images,
         "reads": read_keys(config, GENERATORS[name].reads),
     }
-    return Cell(_key(content), {"name": name, "setting": setting, "seed": parent.job["seed"], "parent": parent.key})
+    job = {"name": name, "setting": setting, "seed": parent.job["seed"], "parent": parent.key}
+    return Cell(_key(GENERATOR_FORMAT, content), job)
 
 
 @dataclass(frozen=True)

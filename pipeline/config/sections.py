@@ -163,6 +163,11 @@ class EvaluateConfig(Section):
         description="features of the Frechet distance; auto: classifier where there are labels, else random",
     )
     inception_weights: str | None = Field(None, description="path of Inception weights; null: torch-fidelity's own")
+    extractor_file: str | None = Field(
+        None,
+        description="for extractor file: path or URL of a TorchScript network, images in [0, 1] -> features",
+        exclude_if=lambda value: value is None,  # newer than 0.1, whose runs stay up to date
+    )
     generators: list[one_of(GENERATORS)] = Field(  # type: ignore[valid-type]
         ["prior", "gaussian", "gmm", "langevin", "sampler", "encoder"],
         min_length=1,
@@ -178,7 +183,9 @@ class EvaluateConfig(Section):
     classifier_epochs: Count = Field(30, description="epochs of the feature classifier")
 
     def conflict(self) -> str:
-        """Generators that are trained elsewhere."""
+        """Generators that are trained elsewhere, and an extractor without its file."""
+        if (self.extractor == "file") != (self.extractor_file is not None):
+            return "extractor_file: extractor=file and extractor_file=PATH go together"
         for name in self.generators:
             if "evaluate" not in GENERATORS[name].stages:
                 return f"generators: {name} is a net that `compare` trains; `evaluate` judges the run's own, sampler"

@@ -23,6 +23,8 @@ from pipeline.store.run import Run
 
 __all__ = ["run"]
 
+FORMAT = 1  # of metrics.json and the figures in it; CONTRIBUTING.md says when to raise it
+
 
 def _summary(draws: list[dict[str, float]]) -> dict[str, Any]:
     values = {name: [draw[name] for draw in draws] for name in draws[0]}
@@ -109,7 +111,7 @@ def run(run: Run, force: bool = False) -> Manifest:
     learnt = [record for name in run.config.evaluate.generators if (record := GENERATORS[name]).kind == "learnt"]
     if keys := sorted({key for record in learnt for key in record.reads}):
         depends_on["reads"] = read_keys(run.config, tuple(keys))
-    return run.stage("evaluation", depends_on, work, force)
+    return run.stage("evaluation", depends_on, work, force, FORMAT)
 
 
 def _tell(metrics: dict[str, Any]) -> None:

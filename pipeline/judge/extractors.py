@@ -1,6 +1,8 @@
 """Features that images are judged in: a classifier of the data's own labels, Inception, or random convolutions."""
 
 import hashlib
+import io
+import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Any
@@ -19,18 +21,24 @@ from pipeline.remote.progress import Display
 from pipeline.store.data.shards import Images
 from pipeline.store.data.splits import labelled_images
 from pipeline.store.data.stored import StoredSplit
-from pipeline.store.folder import sha256
+from pipeline.store.folder import Folder, sha256
+from pipeline.store.manifest import at_format
 from pipeline.store.run import Run
 from pipeline.store.schema import Classifier, parse_as
 
 __all__ = [
     "Extractor",
     "build_extractor",
+    "from_file",
     "inception",
     "random_convolutions",
     "stored_classifier",
     "train_classifier",
 ]
+
+# Of the classifier that is kept; CONTRIBUTING.md says when to raise it. It is trained again when it is next needed,
+# so raise the numbers of the stages that judge by it too, or they stay up to date by the old one.
+CLASSIFIER_FORMAT = 1
 
 _CLASSIFIER = "evaluation/classifier"
 _MOST = 1000  # images per pass
@@ -161,6 +169,7 @@ def stored_classifier(run: Run) -> Extractor:
         "epochs": config.evaluate.classifier_epochs,
         "memory_mb": config.train.memory_mb,
     }
+    made_of = at_format(made_of, CLASSIFIER_FORMAT)
     name, kept = f"{_CLASSIFIER}.json", {}
     if folder.exists(name):
         remedy = "delete it, and the classifier is trained again"
@@ -247,6 +256,42 @@ def inception(run: Run) -> Extractor:
             f"Inception weights cannot be downloaded ({error}); give their path as evaluate.inception_weights=FILE"
         ) from error
     return _extractor("inception", _digest(network), _Inception(network))
+
+
+def from_file(run: Run) -> Extractor:
+    """A network of the user's own, as TorchScript at `evaluate.extractor_file`.
+
+    It takes (n, C, H, W) float images in [0, 1] and returns (n, k) features; how it scales, enlarges or colours them
+    is its own affair. The Fréchet distance is called FD-<the file's name>.
+
+    Raises:
+        ConfigError: if there is no such file, it is no TorchScript, or it does not return such features.
+    """
+    url = str(run.config.evaluate.extractor_file)
+    folder, _, name = url.rpartition("/")
+    try:
+        content = Folder(folder or ".").read(name)
+    except PipelineError as error:
+        raise ConfigError(f"evaluate.extractor_file: {error}") from None
+    try:
+        with warnings.catch_warnings():
+            # torch.export, which Torch would rather see, unpickles; TorchScript can only compute.
+            warnings.simplefilter("ignore", FutureWarning)
+            network = torch.jit.load(io.BytesIO(content), map_location="cpu").eval()
+    except (RuntimeError, ValueError) as error:
+        raise ConfigError(f"evaluate.extractor_file: {url} is no TorchScript file: {error}") from None
+    try:
+        with torch.no_grad():
+            features = network(torch.zeros(2, *run.shape))
+        if not (isinstance(features, Tensor) and features.dim() == 2 and len(features) == 2):
+            raise RuntimeError(f"it returned {tuple(getattr(features, 'shape', ())) or type(features).__name__}")
+    except RuntimeError as error:
+        reason = str(error).strip().splitlines()[-1]
+        raise ConfigError(
+            f"evaluate.extractor_file: {url} does not turn images (2, {', '.join(map(str, run.shape))}) "
+            f"into features (2, k): {reason}"
+        ) from None
+    return Extractor("file", f"FD-{name.removesuffix('.pt')}", sha256(content), None, network)
 
 
 def build_extractor(run: Run) -> Extractor:

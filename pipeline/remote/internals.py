@@ -30,7 +30,7 @@ def cancel_reservation(name: str) -> None:
 
     try:
         coordinator = ray.get_actor(COORDINATOR, namespace=COORDINATOR)
-        ray.get(coordinator.cancel_request.remote(requester_id=name), timeout=10)
+        ray.get(coordinator.cancel_request.remote(requester_id=name), timeout=60)
     except (ValueError, AttributeError, ray.exceptions.RayError):
         pass  # a cluster of its own, or an older one that has forgotten
 

@@ -34,6 +34,8 @@ from pipeline.store.schema import Metrics, parse_as
 
 __all__ = ["interpolate", "run"]
 
+FORMAT = 1  # of the page and its pictures; CONTRIBUTING.md says when to raise it
+
 SHOWN = ("data", "train", "samples", "evaluation")  # stages that every page is made of
 COLUMNS = ("fd", "kid", "precision", "recall", "density", "coverage", "mmd2", "sliced_wasserstein", "latents_per_s")
 MAX_POINTS = 2000  # of each cloud in the latent plane; more only makes blots
@@ -230,6 +232,6 @@ def run(run: Run, force: bool = False) -> Manifest:
     manifests |= {stage: run.manifest(stage) for stage in ("tune", "compare") if run.has(stage)}
     # The page shows the whole configuration, so all of it counts.
     depends_on = {"config": run.config.model_dump(mode="json")} | {key: m.digest for key, m in manifests.items()}
-    manifest = run.stage("report", depends_on, lambda _: _make(run, manifests), force)
+    manifest = run.stage("report", depends_on, lambda _: _make(run, manifests), force, FORMAT)
     say(f"report: {run.folder.url}/report/index.html")
     return manifest

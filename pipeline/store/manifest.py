@@ -1,10 +1,11 @@
 """What a finished stage says of itself."""
 
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from pipeline.store.folder import fingerprint, sha256
 
-__all__ = ["Manifest", "Output", "parse_manifest", "say"]
+__all__ = ["Manifest", "Output", "at_format", "parse_manifest", "say"]
 
 
 class Output(NamedTuple):
@@ -55,6 +56,18 @@ class Manifest(NamedTuple):
     def digest(self) -> str:
         """Hash of the outputs' content: what the next stages depend on."""
         return fingerprint({name: entry["sha256"] for name, entry in self.outputs.items()})
+
+
+def at_format(content: Mapping[str, Any], number: int) -> dict[str, Any]:
+    """What a fingerprint is made of, with the format number of the code that makes the outputs.
+
+    Number 1 is left out: it stands for what was kept before there were numbers, and that stays valid.
+
+    Example:
+        >>> at_format({"seed": 0}, 1), at_format({"seed": 0}, 2)
+        ({'seed': 0}, {'seed': 0, 'format': 2})
+    """
+    return {**content, "format": number} if number > 1 else dict(content)
 
 
 def parse_manifest(content: Any) -> Manifest:

@@ -14,7 +14,7 @@ from pipeline.config.load import dump_yaml, parse_config
 from pipeline.config.plugins import load_plugins
 from pipeline.config.sections import Config
 from pipeline.store.folder import Folder, fingerprint
-from pipeline.store.manifest import Manifest, Output, parse_manifest, say
+from pipeline.store.manifest import Manifest, Output, at_format, parse_manifest, say
 from pipeline.store.schema import INFO, parse_as
 
 __all__ = ["STAGES", "Run", "open_run"]
@@ -30,8 +30,9 @@ STAGES = {
 }
 """Folder of a stage -> the module that writes it."""
 
-# Of what stages write and of what their fingerprints are made; another value makes every stage of older runs stale.
-_FORMAT = "0.1.0"
+# In every fingerprint since 0.1.0; another value would make all stages of all runs stale. Where a stage writes
+# something else than before, its own `FORMAT` is raised.
+_VERSION = "0.1.0"
 
 # What a training was made with that does not say: these keys came later, and are not kept at their defaults.
 _BEFORE = {"model.upsample": "transposed", "decoder.epochs": 0}
@@ -171,6 +172,7 @@ class Run:
         depends_on: Mapping[str, Any],
         work: Callable[[str], tuple[Sequence[str | Output], dict[str, Any]]],
         force: bool = False,
+        format: int = 1,
     ) -> Manifest:
         """Do a stage's work unless it is already done for the same inputs; its manifest is written last.
 
@@ -180,11 +182,12 @@ class Run:
             work: `fingerprint -> (outputs, figures)`; an output that is only a path under the run's folder is read
                 back for its hash.
             force: work even when the stage is current.
+            format: number of the code that works, raised when it writes something else for the same `depends_on`.
 
         Returns:
             The manifest, new or as it was.
         """
-        wanted = fingerprint({"version": _FORMAT, "stage": stage, **depends_on})
+        wanted = fingerprint(at_format({"version": _VERSION, "stage": stage, **depends_on}, format))
         if not force and (current := self._current(stage, wanted)) is not None:
             say(f"{stage}: up to date, {self.folder.url}/{stage}")
             return current

@@ -20,13 +20,15 @@ from pipeline.remote.hardware import require_room, use_cuda
 from pipeline.remote.internals import keep_keys_out_of_runtime_environments
 from pipeline.store.data.splits import split_images
 from pipeline.store.folder import fingerprint
-from pipeline.store.manifest import Manifest, say
+from pipeline.store.manifest import Manifest, at_format, say
 from pipeline.store.model import load_model
 from pipeline.store.run import Run
 from pipeline.tune.space import SearchSpace, build_space
 from pipeline.tune.trial import Shared, Trial, phases_of
 
 __all__ = ["run"]
+
+FORMAT = 1  # of trials and their figures: another one is another study; CONTRIBUTING.md says when to raise it
 
 # Keys of `tune` that change how the search is carried out, not what a trial's figures mean.
 _OPERATIONAL = {
@@ -222,10 +224,10 @@ def run(run: Run, force: bool = False) -> Manifest:
             parts["decoder"] = config.decoder.model_dump(mode="json")
     parts["model"] = config.model.kept_under()
     parts["sampler"] = config.sampler.model_dump(mode="json", exclude={"checkpoint_steps"})
-    features = {"extractor", "inception_weights", "classifier_epochs", "neighbours"}
+    features = {"extractor", "inception_weights", "extractor_file", "classifier_epochs", "neighbours"}
     parts["features"] = config.evaluate.model_dump(mode="json", include=features)
     parts["tune"] = config.tune.model_dump(mode="json", exclude=_OPERATIONAL)
-    name = f"{config.name}-{fingerprint(parts)[:8]}"
+    name = f"{config.name}-{fingerprint(at_format(parts, FORMAT))[:8]}"
 
     def work(_: str) -> tuple[list[str], dict[str, Any]]:
         storage = open_storage(folder, config.tune.study_url)
@@ -245,4 +247,4 @@ def run(run: Run, force: bool = False) -> Manifest:
         return _results(run, study, name)
 
     parts |= {"num_samples": config.tune.num_samples, "start_from": json.dumps(config.tune.start_from)}
-    return run.stage("tune", parts, work, force)
+    return run.stage("tune", parts, work, force, FORMAT)

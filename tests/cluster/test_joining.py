@@ -52,9 +52,16 @@ def test_training_waits_grows_shrinks_and_goes_on_with_its_cluster(tmp_path, mon
             process.kill()
             reader.join()
             seen = len(epochs(tmp_path))
-            process = start("train", tmp_path, *ENDLESS, output=(tmp_path / "again.log").open("w"))
+            log = tmp_path / "again.log"
+            process = start("train", tmp_path, *ENDLESS, output=log.open("w"))
+
+            def goes_on():
+                nodes.replace_lost()
+                assert process.poll() is None, log.read_text()
+                return len(epochs(tmp_path)) > seen
+
             # Ray would keep what the killed driver had reserved for three minutes.
-            wait_for(lambda: len(epochs(tmp_path)) > seen, "epoch after the driver was killed", timeout=150)
+            wait_for(goes_on, f"epoch after the driver was killed; {log}", timeout=170)
         finally:
             process.kill()
             reader.join()

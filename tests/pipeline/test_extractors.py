@@ -9,6 +9,7 @@ from pipeline.config.load import load_config, override
 from pipeline.judge.extractors import _accuracy, build_extractor, train_classifier
 from pipeline.store.data.shards import Images, load_split, write_split
 from pipeline.store.data.stored import StoredSplit
+from pipeline.store.folder import sha256
 from pipeline.store.run import open_run
 
 
@@ -156,3 +157,44 @@ def test_inception_weights_that_would_be_unpickled_are_refused(tmp_path):
         asked = {"evaluate.extractor": "inception", "evaluate.inception_weights": str(file)}
         with pytest.raises(ConfigError, match=message):
             build_extractor(under(run, asked))
+
+
+class Halves(torch.nn.Module):
+    """Mean of the upper and of the lower half."""
+
+    def forward(self, images):
+        return torch.stack([half.mean((1, 2, 3)) for half in images.split(images.shape[2] // 2, 2)], 1)
+
+
+def script(network, path, shape):
+    torch.jit.trace(network, torch.rand(2, *shape)).save(path)
+    return {"evaluate.extractor": "file", "evaluate.extractor_file": str(path)}
+
+
+def test_a_torchscript_file_judges_under_its_own_name(tmp_path):
+    run = make_run(tmp_path)
+    path = tmp_path / "halves.pt"
+    extractor = build_extractor(under(run, script(Halves(), path, run.shape)))
+    assert (extractor.figure, extractor.accuracy, extractor.sha256) == ("FD-halves", None, sha256(path.read_bytes()))
+    pixels = images()
+    expected = pixels.float().div(255).reshape(10, 2, 32).mean(2)
+    torch.testing.assert_close(extractor(pixels), expected)
+
+
+def test_files_that_are_no_extractor_name_the_key(tmp_path):
+    run = make_run(tmp_path)
+    (tmp_path / "text.pt").write_text("no network")
+    flat = script(torch.nn.Flatten(0), tmp_path / "flat.pt", run.shape)
+    large = script(torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(9, 4)), tmp_path / "large.pt", (1, 3, 3))
+    for name, message in (
+        ("missing.pt", "does not exist"),
+        ("text.pt", "is no TorchScript file"),
+        (flat["evaluate.extractor_file"], r"features \(2, k\): it returned \(128,\)"),
+        (large["evaluate.extractor_file"], r"features \(2, k\)"),
+    ):
+        asked = {"evaluate.extractor": "file", "evaluate.extractor_file": str(tmp_path / name)}
+        with pytest.raises(ConfigError, match=rf"evaluate\.extractor_file: .*{message}"):
+            build_extractor(under(run, asked))
+    for half in ({"evaluate.extractor": "file"}, {"evaluate.extractor_file": "a.pt"}):
+        with pytest.raises(ConfigError, match=r"extractor_file: extractor=file and extractor_file=PATH go together"):
+            under(run, half)

@@ -173,6 +173,9 @@ def test_a_part_of_a_file_can_be_read(tmp_path):
         raise OSError("gone")
 
 
+DATA = {"source": "noise", "shape": [1, 8, 6], "counts": {}, "classes": []}
+
+
 @pytest.fixture
 def run(tmp_path):
     """A run with one finished stage."""
@@ -180,7 +183,7 @@ def run(tmp_path):
 
     def work(fingerprint):
         opened.folder.write("data/x", b"1")
-        return ["data/x"], {"shape": [1, 8, 6], "made_by": fingerprint}
+        return ["data/x"], DATA | {"made_by": fingerprint}
 
     opened.stage("data", {"a": 1}, work)
     return opened
@@ -191,7 +194,7 @@ def test_a_run_reads_each_manifest_once_and_anew_when_opened_anew(run):
     assert first.info["made_by"] == first.fingerprint
     assert (run.data, run.shape) == (first, (1, 8, 6))
     content = run.folder.read_json("data/manifest.json")
-    run.folder.write_json("data/manifest.json", content | {"info": {"shape": [3, 4, 4]}})
+    run.folder.write_json("data/manifest.json", content | {"info": DATA | {"shape": [3, 4, 4]}})
     assert run.manifest("data") == first
     other = run.with_config(parse_config({"seed": 4}))
     assert (other.folder, other.plugins, other.config.seed) == (run.folder, run.plugins, 4)

@@ -52,7 +52,7 @@ def opened(tmp_path, monkeypatch):
         names = write_split(opened.folder, "train", images[:N], np.arange(N), 44)
         names += write_split(opened.folder, "validation", images[N:], None, 44)
         counts = {"train": N, "validation": 16}
-        return names, {"shape": list(SHAPE), "counts": counts, "classes": list(map(str, range(N)))}
+        return names, {"source": "noise", "shape": list(SHAPE), "counts": counts, "classes": list(map(str, range(N)))}
 
     opened.stage("data", {}, work)
     return opened

@@ -1,4 +1,4 @@
-"""The block of docs/tuning.md that submits a search as a Ray job, run as it stands on loopback."""
+"""The blocks of README.md and docs/tuning.md that submit a Ray job, run as they stand on loopback."""
 
 import os
 import re
@@ -16,9 +16,10 @@ from optuna.storages.journal import JournalFileBackend
 from optuna.trial import TrialState
 from processes import ROOT, TINY
 
-BLOCK = re.search(
-    r"^```sh\n(export RAY_AUTH_MODE=token\n.*?)^```", (ROOT / "docs/tuning.md").read_text(), re.M | re.S
-)[1]
+BLOCK, README = (
+    re.search(r"^```sh\n(export RAY_AUTH_MODE=token\n.*?)^```", (ROOT / name).read_text(), re.M | re.S)[1]
+    for name in ("docs/tuning.md", "README.md")
+)
 SEARCH = ["tune.num_samples=2", "tune.num_images=200", "tune.draws=1", "tune.reports=2", "sampler.particles=128"]
 
 
@@ -76,16 +77,8 @@ def cluster(tmp_path_factory):
         subprocess.run(["rm", "-rf", str(folder)], check=True)
 
 
-def listening(folder: Path) -> set[str]:
-    """Addresses that the head's own servers listen on."""
-    found = set()
-    for process in psutil.process_iter(["cmdline", "name"]):
-        if str(folder) in " ".join(process.info["cmdline"] or []) and process.info["name"] in (
-            "gcs_server",
-            "raylet",
-        ):
-            found |= {c.laddr.ip for c in process.net_connections("inet") if c.status == psutil.CONN_LISTEN}
-    return found
+def test_the_readmes_block_is_the_one_that_runs_here_with_another_stage():
+    assert BLOCK.replace("python -m pipeline.tune", "python -m pipeline.run") == README
 
 
 @pytest.mark.slow
