@@ -189,7 +189,7 @@ class DecoderPhase(EpochPhase):
         gradients = torch.autograd.grad(loss, weights)
         self.world.average(gradients)
         for weight, gradient in zip(weights, gradients, strict=True):
-            weight.grad = gradient
+            weight.grad = torch.empty_like(weight).copy_(gradient)  # in its memory format, as fused Adam needs it
         with torch.no_grad():
             scores = {"fake_score": share * of_fake.mean(), "real_score": share * of_real.mean()}
         return {"discriminator": loss.detach(), "adversarial": generator.detach()} | scores, slope

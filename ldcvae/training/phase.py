@@ -190,6 +190,12 @@ class Phase:
         """Go on from `state`; the model's own weights are loaded by the caller."""
         self.step, self.seconds, self.history = state["step"], state["seconds"], state["history"]
         self.optimizer.load_state_dict(state["optimizer"])
+        for weight, kept in self.optimizer.state.items():
+            for name, value in kept.items():
+                if isinstance(value, Tensor) and value.shape == weight.shape:
+                    # In the weight's memory format, which a checkpoint does not keep: fused Adam pairs numbers by
+                    # their place in memory, and would take those of other weights without a word.
+                    kept[name] = torch.empty_like(weight, dtype=value.dtype).copy_(value)
         self.schedule.last_epoch = state["schedule"]["last_epoch"]
         for group, base in zip(self.optimizer.param_groups, self.schedule.base_lrs, strict=True):
             group["lr"] = base * self._share_of_rate(self.schedule.last_epoch)

@@ -110,7 +110,7 @@ class Run:
         manifest = self.manifest(stage)
         here = _flat(self.config.model_dump(mode="json"))
         there = _flat(manifest.info.get("made_with", {}))
-        if stage == "train" and there:
+        if stage == "train":
             there = _BEFORE | there
         differing = [
             f"{key}: {value!r} there, {here[key]!r} here"
