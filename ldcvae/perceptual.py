@@ -1,5 +1,7 @@
 """Distance of images in the features of a given network, for the decoder's loss (LPIPS-style, arXiv 1801.03924)."""
 
+import io
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -13,11 +15,12 @@ Features = Callable[[Tensor], Tensor | Sequence[Tensor]]
 """Images (B, C, H, W) in [0, 1] -> features (B, K, …), of one layer or a list of several."""
 
 
-def load_features(path: str | Path, device: torch.device | str = "cpu") -> nn.Module:
+def load_features(source: str | Path | bytes, device: torch.device | str = "cpu") -> nn.Module:
     """A frozen network from a TorchScript file: it brings its own code, and nothing is unpickled.
 
     Args:
-        path: of what `torch.jit.save` wrote: images (B, C, H, W) in [0, 1] -> features (B, K, …), or a list of them.
+        source: path, or the content, of what `torch.jit.save` wrote: images (B, C, H, W) in [0, 1] -> features
+            (B, K, …), or a list of them.
         device: where to put it.
 
     Raises:
@@ -31,12 +34,19 @@ def load_features(path: str | Path, device: torch.device | str = "cpu") -> nn.Mo
         >>> load_features(path)(torch.rand(2, 1, 8, 8)).shape
         torch.Size([2, 4, 6, 6])
     """
-    if not Path(path).is_file():
-        raise FileNotFoundError(f"{path} does not exist")
+    if isinstance(source, bytes):
+        name, content = "it", source
+    elif Path(source).is_file():
+        name, content = str(source), Path(source).read_bytes()
+    else:
+        raise FileNotFoundError(f"{source} does not exist")
     try:
-        network = torch.jit.load(str(path), map_location=device)
+        with warnings.catch_warnings():
+            # torch.export, which Torch would rather see, unpickles; TorchScript can only compute.
+            warnings.simplefilter("ignore", FutureWarning)
+            network = torch.jit.load(io.BytesIO(content), map_location=device)
     except RuntimeError as error:
-        raise ValueError(f"{path} is no TorchScript file: {str(error).splitlines()[0]}") from None
+        raise ValueError(f"{name} is no TorchScript file: {str(error).splitlines()[0]}") from None
     for weight in network.parameters():
         weight.requires_grad_(False)
     return network.eval()

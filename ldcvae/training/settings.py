@@ -119,7 +119,8 @@ class DecoderSettings(_Settings):
         0.0
     )
     perceptual_weights: Annotated[
-        str | None, Doc("TorchScript file: images (B, C, H, W) in [0, 1] to features, or a list of them")
+        str | None,
+        Doc("TorchScript file, in the pipeline its URL too: images (B, C, H, W) in [0, 1] to features, or a list"),
     ] = None
     noise: Annotated[
         NotNegative,

@@ -12,7 +12,7 @@ from torch import nn
 
 from ldcvae.densities.covariances import base_fields
 from ldcvae.model import LDCVAE, LDCVAEConfig
-from ldcvae.perceptual import load_features
+from ldcvae.perceptual import feature_distance, load_features
 from pipeline.config.errors import ConfigError, PipelineError
 from pipeline.config.sections import Config
 from pipeline.store.folder import Folder
@@ -23,6 +23,7 @@ __all__ = [
     "MODEL_FILES",
     "build_model",
     "load_model",
+    "perceptual_content",
     "perceptual_features",
     "write_best",
     "write_model",
@@ -62,23 +63,45 @@ def build_model(config: Config, image_shape: tuple[int, int, int]) -> LDCVAE:
     )
 
 
-def perceptual_features(config: Config, device: torch.device | str = "cpu") -> nn.Module | None:
-    """The network of `decoder.perceptual_weights`; None where phase `decoder` needs none.
+def perceptual_content(config: Config) -> bytes | None:
+    """The file `decoder.perceptual_weights`; None where phase `decoder` needs none.
 
     Raises:
-        ConfigError: if the file is missing or no TorchScript.
+        ConfigError: if it cannot be read.
 
     Example:
-        >>> perceptual_features(Config()) is None
+        >>> perceptual_content(Config()) is None
         True
     """
     settings = config.decoder
     if not settings.epochs or not settings.perceptual or settings.perceptual_weights is None:
         return None
+    folder, _, name = settings.perceptual_weights.rpartition("/")
     try:
-        return load_features(settings.perceptual_weights, device)
-    except (OSError, ValueError) as error:
+        return Folder(folder or ".").read(name)
+    except PipelineError as error:
         raise ConfigError(f"decoder.perceptual_weights: {error}") from None
+
+
+def perceptual_features(
+    config: Config, image_shape: tuple[int, int, int], device: torch.device | str = "cpu"
+) -> nn.Module | None:
+    """The network in that file, on a device.
+
+    Raises:
+        ConfigError: if it cannot be read, is no TorchScript, or gives no features of images of this shape (C, H, W).
+    """
+    content = perceptual_content(config)
+    if content is None:
+        return None
+    try:
+        network = load_features(content, device)
+        nothing = torch.zeros(2, *image_shape, device=device)
+        feature_distance(network, nothing, nothing)
+    except (RuntimeError, ValueError) as error:
+        reason = str(error).strip().splitlines()[-1]
+        raise ConfigError(f"decoder.perceptual_weights: {config.decoder.perceptual_weights}: {reason}") from None
+    return network
 
 
 def write_model(folder: Folder, model: LDCVAE, files: tuple[str, ...] = MODEL_FILES) -> None:

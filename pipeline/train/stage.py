@@ -1,6 +1,5 @@
 """Drives a training on Ray Train: how many workers, with which resources, and what it says when they fail."""
 
-from pathlib import Path
 from typing import Any
 
 from ldcvae.discriminator import LEAST_SIDE
@@ -13,7 +12,7 @@ from pipeline.remote.progress import board
 from pipeline.store.folder import Folder, sha256
 from pipeline.store.history import HISTORY_FILES, read_history
 from pipeline.store.manifest import Manifest, say
-from pipeline.store.model import BEST_FILES, MODEL_FILES, build_model, perceptual_features
+from pipeline.store.model import BEST_FILES, MODEL_FILES, build_model, perceptual_content, perceptual_features
 from pipeline.store.run import Run
 from pipeline.train.worker import train_worker
 
@@ -36,7 +35,7 @@ def _check(run: Run) -> None:
     except ValueError as error:
         mistakes.append(f"model.network: {error}")
     try:
-        perceptual_features(config)
+        perceptual_features(config, run.shape)
     except ConfigError as error:
         mistakes.append(str(error))
     smallest = min(run.shape[1:])
@@ -146,7 +145,6 @@ def run(run: Run, force: bool = False) -> Manifest:
     }
     if config.decoder.epochs:
         depends_on["decoder"] = config.decoder.model_dump(mode="json", exclude={"perceptual_weights"})
-        if perceptual_features(config) is not None:  # by content: the file may lie elsewhere tomorrow
-            content = Path(str(config.decoder.perceptual_weights)).read_bytes()
+        if (content := perceptual_content(config)) is not None:  # it may lie elsewhere tomorrow
             depends_on["perceptual_weights"] = sha256(content)
     return run.stage("train", depends_on, work, force, FORMAT)

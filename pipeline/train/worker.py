@@ -165,7 +165,7 @@ def train_worker(job: dict[str, Any]) -> dict[str, Any]:
                 config.seed,
                 autoencoder=settings,
                 sampler=config.sampler,
-                features=perceptual_features(config, world.device),
+                features=perceptual_features(config, run.shape, world.device),
                 state=state["phase"] if state is not None else None,
             )
             state = None

@@ -194,7 +194,7 @@ class _Running:
             config.seed,
             autoencoder=config.train,
             sampler=config.sampler,
-            features=perceptual_features(config, world.device),
+            features=perceptual_features(config, self.run.shape, world.device),
             state=self.state["phase"] if self.state is not None else None,
         )
         self.state = None
