@@ -4,7 +4,10 @@ from dataclasses import dataclass
 
 from ldcvae.densities.covariances import KINDS
 
-__all__ = ["LDCVAEConfig"]
+__all__ = ["UPSAMPLES", "LDCVAEConfig"]
+
+UPSAMPLES = ("transposed", "nearest")
+"""How a convolutional decoder doubles height and width; the first is what it does when nothing is said."""
 
 
 @dataclass(frozen=True)
@@ -67,6 +70,8 @@ class LDCVAEConfig:
         object.__setattr__(self, "image_shape", tuple(self.image_shape))  # JSON has lists only
         if self.likelihood not in ("gaussian", "bernoulli"):
             raise ValueError(f"unknown likelihood {self.likelihood!r}: choose gaussian or bernoulli")
+        if self.upsample not in UPSAMPLES:
+            raise ValueError(f"unknown upsample {self.upsample!r}: choose {', '.join(UPSAMPLES)}")
         if self.base_kind not in KINDS:
             raise ValueError(f"unknown base_kind {self.base_kind!r}: choose {', '.join(KINDS)}")
         if (self.base_rank > 0) != (self.base_kind == "low_rank"):

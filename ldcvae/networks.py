@@ -10,7 +10,8 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from ldcvae.variants import NETWORKS, UPSAMPLES
+from ldcvae.config import UPSAMPLES
+from ldcvae.variants import NETWORKS
 
 __all__ = [
     "SamplerNet",

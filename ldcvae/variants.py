@@ -23,7 +23,6 @@ __all__ = [
     "DIRECTIONS",
     "GENERATORS",
     "NETWORKS",
-    "UPSAMPLES",
     "Autoencoder",
     "Direction",
     "Generator",
@@ -32,9 +31,6 @@ __all__ = [
 ]
 
 Shape = tuple[int, int, int]
-
-UPSAMPLES = ("transposed", "nearest")
-"""How a convolutional decoder doubles height and width; the first is what it does when nothing is said."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +43,7 @@ class Network:
             and log variance side by side.
         decoder: the same arguments -> module (B, d) -> (B, C, H, W) logits.
         multiple: image shape -> what both image sides must be divisible by.
-        upsamples: whether `decoder` takes a fifth argument, a name of `UPSAMPLES`.
+        upsamples: whether `decoder` takes a fifth argument, one of `ldcvae.config.UPSAMPLES`.
     """
 
     name: str
