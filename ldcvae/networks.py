@@ -216,7 +216,7 @@ def build_decoder(
         raise ValueError(
             f"the decoder of network {network.name!r} does not upsample: leave upsample at {UPSAMPLES[0]}"
         )
-    return network.decoder(shape, latent_dim, width, depth, upsample)  # type: ignore[call-arg]
+    return network.decoder(shape, latent_dim, width, depth, upsample)
 
 
 class _ResidualLayer(nn.Module):
