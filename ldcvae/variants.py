@@ -39,7 +39,7 @@ class Network:
 
     Attributes:
         name: how `model.network` calls it.
-        encoder: `(image shape (C, H, W), latent_dim, width, depth)` -> module (B, C, H, W) -> (B, 2d), the mean first.
+        encoder: `(image shape (C, H, W), latent_dim, width, depth)` -> module (B, C, H, W) -> (B, 2d), mean first.
         decoder: the same arguments -> module (B, d) -> (B, C, H, W) logits.
         multiple: image shape -> what both image sides must be divisible by.
         upsamples: whether `decoder` takes a fifth argument, of `ldcvae.config.UPSAMPLES`.
