@@ -91,12 +91,14 @@ def kind_of_record(record: Mapping[str, Any], text: str = "failure") -> Kind:
     return "transient" if _PASSES.search(str(record.get(text, ""))) else "final"
 
 
-def _lost(text: str) -> str:
+def _lost(error: BaseException, text: str) -> str:
     """A lost process or node in Ray's words, the ones that say something."""
-    if "node" in text and re.search(r"its node has died|node died|NodeDied|raylet died", text):
+    if re.search(r"its node has died|node died|raylet died", text):
         return "its node was lost"
-    detail = re.search(r"Worker exit detail: (.*?)\.?(?: Some common causes|$)", text)
-    return "its process was killed or crashed" + (f" ({detail[1]})" if detail else "")
+    if "died" in text:
+        detail = re.search(r"Worker exit detail: (.*?)\.?(?: Some common causes|$)", text)
+        return "its process was killed or crashed" + (f" ({detail[1]})" if detail else "")
+    return f"{type(error).__name__}: {text}"
 
 
 def failure_reason(error: BaseException, memory: str = "") -> str:
@@ -124,5 +126,5 @@ def failure_reason(error: BaseException, memory: str = "") -> str:
             return f"out of memory{about}: Ray killed the process"  # whose own text is a page long
         return f"out of memory{about}: {text}"[:300].removesuffix(": ")
     if is_lost(error):
-        return f"{type(error).__name__}: {_lost(text)}"[:300]
+        return _lost(error, text)[:300]
     return f"{type(error).__name__}: {text}"[:300]

@@ -76,7 +76,7 @@ def remedy(config: Config) -> str:
 
     Example:
         >>> remedy(Config())
-        'lower train.batch_size (now 128), sampler.particles (now ...) or train.memory_mb (now 4096)'
+        'lower train.batch_size (now ...), sampler.particles (now ...) or train.memory_mb (now 4096)'
     """
     train, sampler = config.train, config.sampler
     lower = [f"train.batch_size (now {train.batch_size})", f"sampler.particles (now {sampler.particles})"]
@@ -117,7 +117,7 @@ def explain(error: Exception, failures: int | None, record: Mapping[str, Any], c
             killer = "the kernel killed a process"
             return f"a training worker ran out of memory{about}: {killer}; {remedy(config)}; {failed}; {again}"
         about = f"; {had}: if the machine's memory ran out (`dmesg`), {remedy(config)}" if had else ""
-        return f"{failed}; {again}. The last failure: {failure_reason(cause).partition(': ')[2]}{about}"
+        return f"{failed}; {again}. The last failure: {failure_reason(cause)}{about}"
     if isinstance(cause, PipelineError):
         return f"{failed}; {again}. The last failure: {cause}"
     if isinstance(cause, OSError):
