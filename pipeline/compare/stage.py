@@ -107,9 +107,17 @@ def _reason(row: dict[str, Any]) -> dict[str, Any]:
 
 
 def _command() -> str:
-    """How this was called, for the record; from Python, what would do the same."""
+    """How this was called, for the record; from Python, what would do the same.
+
+    Without what was to be made anew: whoever repeats it wants the same page, not to pay for those cells again.
+    """
     stage = Path(sys.argv[0]).parts[-2:] == ("compare", "__main__.py")
-    called = sys.argv[1:] if stage else ["--config", "config.yaml"]
+    called, forced = [], False
+    for word in sys.argv[1:] if stage else ["--config", "config.yaml"]:
+        if word.startswith("-") or "=" in word:
+            forced = word == "--force"
+        if not forced and word != "--retry-failed":
+            called.append(word)
     return shlex.join(["python", "-m", "pipeline.compare", *called])
 
 

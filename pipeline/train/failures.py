@@ -101,21 +101,22 @@ def explain(error: Exception, failures: int | None, record: Mapping[str, Any], c
         training failed 2 times (train.max_failures=3); ... The last failure: cannot write a.txt: disk full
     """
     cause = _causes(error)
+    anew = f"{again}, other settings start anew"
     many = "" if failures is None else f" {failures} time{'' if failures == 1 else 's'}"
     failed = f"training failed{many} (train.max_failures={config.train.max_failures})"
     again = "the same command goes on from the last checkpoint"
     peak = record.get("peak_mb")
     had = f"rank 0 had a peak of {peak * 1e6 / _GIB:.1f} GiB" if peak else ""
     if isinstance(cause, WorkerMemoryError):
-        return f"a training worker {cause}; {remedy(config)}; {failed}; {again}"
+        return f"a training worker {cause}; {remedy(config)}; {failed}; {anew}"
     if is_out_of_memory(cause):
         reason = failure_reason(cause).removeprefix("out of memory")
-        return f"a training worker ran out of memory{reason}; {remedy(config)}; {failed}; {again}"
+        return f"a training worker ran out of memory{reason}; {remedy(config)}; {failed}; {anew}"
     if is_lost(cause):
         if killed:
             about = f" ({had})" if had else ""
             killer = "the kernel killed a process"
-            return f"a training worker ran out of memory{about}: {killer}; {remedy(config)}; {failed}; {again}"
+            return f"a training worker ran out of memory{about}: {killer}; {remedy(config)}; {failed}; {anew}"
         about = f"; {had}: if the machine's memory ran out (`dmesg`), {remedy(config)}" if had else ""
         return f"{failed}; {again}. The last failure: {failure_reason(cause)}{about}"
     if isinstance(cause, PipelineError):

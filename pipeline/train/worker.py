@@ -145,7 +145,7 @@ def train_worker(job: dict[str, Any]) -> dict[str, Any]:
         # The kernel refuses memory only to who asks for more than there could be. A GPU may be shared, and of several
         # workers the others wait for this one.
         if (isinstance(error, MemoryError) or "DefaultCPUAllocator" in words) and train_world().size == 1:
-            again = "the same command goes on from the last checkpoint"
+            again = "the same command goes on from the last checkpoint, other settings start anew"
             return {"failure": f"a training worker {what}; {remedy(job['run'].config)}; {again}"}
         raise WorkerMemoryError(what) from error
 

@@ -16,6 +16,7 @@ from pipeline.__main__ import main
 from pipeline.compare.cells import Cell, read_autoencoder, read_record
 from pipeline.compare.schedule import Schedule
 from pipeline.compare.select import check_names, possible_cells, remove_cells
+from pipeline.compare.stage import _command
 from pipeline.config.errors import ConfigError, PipelineError
 from pipeline.config.load import load_config
 from pipeline.config.sections import Config
@@ -150,6 +151,22 @@ def test_the_command_line_tells_cells_from_overrides(tmp_path, monkeypatch, word
     monkeypatch.setattr(pipeline.compare, "run", lambda run, **named: got.append((run.config, named)))
     main("compare", [f"storage={tmp_path}", "name=a", *words, "compare.seeds=7"])
     assert [(one.compare.seeds, named) for one, named in got] == [(7, expected)]
+
+
+def test_the_page_names_a_command_that_makes_nothing_anew(monkeypatch):
+    words = [
+        "x/compare/__main__.py",
+        "a=1",
+        "--force",
+        "gmm*",
+        "vae/seed0",
+        "b=2",
+        "--config",
+        "c.yaml",
+        "--retry-failed",
+    ]
+    monkeypatch.setattr(sys, "argv", words)
+    assert _command() == "python -m pipeline.compare a=1 b=2 --config c.yaml"
 
 
 def test_a_damaged_cell_names_the_command_that_force_takes(tmp_path):

@@ -14,7 +14,10 @@ from pipeline.remote import internals as of_ray
 from pipeline.tune import internals as of_optuna
 
 ROOT = Path(__file__).parents[2]
-PRIVATE = r"_ot_trials|_trial_id|class_cache|AutoscalingCoordinator|cancel_request|train_run_context|print_to_stdstream|\._contains\("
+PRIVATE = (
+    r"_ot_trials|_trial_id|class_cache|AutoscalingCoordinator|cancel_request|train_run_context|print_to_stdstream|"
+    r"\._contains\("
+)
 
 
 def lacks(library, name, where):
