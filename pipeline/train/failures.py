@@ -101,10 +101,10 @@ def explain(error: Exception, failures: int | None, record: Mapping[str, Any], c
         training failed 2 times (train.max_failures=3); ... The last failure: cannot write a.txt: disk full
     """
     cause = _causes(error)
-    anew = f"{again}, other settings start anew"
     many = "" if failures is None else f" {failures} time{'' if failures == 1 else 's'}"
     failed = f"training failed{many} (train.max_failures={config.train.max_failures})"
     again = "the same command goes on from the last checkpoint"
+    anew = f"{again}, other settings start anew"
     peak = record.get("peak_mb")
     had = f"rank 0 had a peak of {peak * 1e6 / _GIB:.1f} GiB" if peak else ""
     if isinstance(cause, WorkerMemoryError):
