@@ -99,7 +99,17 @@ def _parser(stage: str) -> argparse.ArgumentParser:
     parser.add_argument(
         "--config", metavar="FILE", help="YAML file or URL; without it the defaults, those of configs/digits.yaml"
     )
-    if stage not in _ONLY_READ:
+    if stage == "compare":
+        parser.add_argument(
+            "--force",
+            nargs="*",
+            metavar="CELL",
+            help="make page and table anew from the cells that are kept; with names, globs or hashes of cells: "
+            "delete these, saying what they have cost, and compute them anew, e.g. --force 'gmm*' vae/seed0; "
+            "'*' for all (docs/compare.md)",
+        )
+        parser.add_argument("--retry-failed", action="store_true", help="try cells again that failed for good")
+    elif stage not in _ONLY_READ:
         parser.add_argument("--force", action="store_true", help="run even if inputs and config are unchanged")
     parser.add_argument("--version", action="version", version=f"ldcvae {__version__}")
     parser.add_argument(
@@ -110,11 +120,20 @@ def _parser(stage: str) -> argparse.ArgumentParser:
     return parser
 
 
+def _forced(options: argparse.Namespace) -> dict[str, Any]:
+    """Arguments of a stage's `run` beside the run itself."""
+    if not isinstance(options.force, list | None):
+        return {"force": options.force}
+    cells = [word for word in options.force or [] if "=" not in word]
+    return {"force": options.force is not None, "cells": cells, "retry_failed": options.retry_failed}
+
+
 def main(stage: str, arguments: Sequence[str] | None = None) -> None:
     """Parse the command line, run one stage, exit with 0 (done), 1 (failure) or 2 (bad usage or config).
 
     Args:
-        stage: module name under `pipeline`, whose docstring is the help and whose `run(run, force)` is called.
+        stage: module name under `pipeline`, whose docstring is the help and whose `run(run, force)` is called,
+            of the comparison with `cells` and `retry_failed` too.
             It is imported by that name: functions of `__main__` could not be found by Ray's workers.
         arguments: command line; None for `sys.argv`.
     """
@@ -122,6 +141,8 @@ def main(stage: str, arguments: Sequence[str] | None = None) -> None:
         # First of all: help and schema name their variants.
         load_plugins(_plugin_parser().parse_known_args(arguments)[0].plugin)
         options = _parser(stage).parse_intermixed_args(arguments)
+        if isinstance(getattr(options, "force", None), list):  # --force takes what follows it, the overrides too
+            options.overrides += [word for word in options.force if "=" in word]
         config = load_config(options.config, options.overrides, hardware_checks(stage))
         work: Callable[..., Any] = importlib.import_module(f"pipeline.{stage}").run
         _quiet()
@@ -130,7 +151,7 @@ def main(stage: str, arguments: Sequence[str] | None = None) -> None:
             work(run)
             return
         with held(run.folder, stage):
-            work(run, options.force)
+            work(run, **_forced(options))
     except ConfigError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)

@@ -143,12 +143,14 @@ def run(run: Run) -> dict[str, list[Checked]]:
             remedies.append(f"`{module}` finishes {stage}/")
     for what, checked, remedy in (
         ("checkpoints", _checkpoints(folder), "training goes back to the newest whole checkpoint by itself"),
-        ("cells", _cells(folder), "`python -m pipeline.compare --force CELL` makes a cell anew"),
+        ("cells", _cells(folder), "`python -m pipeline.compare --force {cells}` computes anew what is damaged"),
     ):
         if kept := list(checked):
             found[what] = kept
-            if _tell(what, kept):
-                remedies.append(remedy)
+            if faults := _tell(what, kept):
+                # By hash: the cell's name is only known where its record is whole, and in its own configuration.
+                keys = sorted({one.file.split("/")[2] for one in faults}) if what == "cells" else []
+                remedies.append(remedy.format(cells=" ".join(keys)))
     if not found:
         raise PipelineError(f"{folder.url} holds no finished stage: give storage=… and name=…, or --config")
     if remedies:

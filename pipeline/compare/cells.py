@@ -16,6 +16,7 @@ from ldcvae.variants import AUTOENCODERS, GENERATORS
 from pipeline.config.errors import PipelineError
 from pipeline.config.sections import Config
 from pipeline.judge.generators import read_keys
+from pipeline.remote.failures import kind_of_record
 from pipeline.store.folder import Folder, fingerprint, sha256
 from pipeline.store.model import build_model
 from pipeline.store.run import Run
@@ -26,6 +27,7 @@ __all__ = [
     "GENERATOR_FORMAT",
     "Cell",
     "StoredAutoencoder",
+    "again",
     "autoencoder_cell",
     "generator_cell",
     "raised_formats",
@@ -39,7 +41,6 @@ AUTOENCODER_FORMAT = 2
 GENERATOR_FORMAT = 2
 
 _FILES = ("model.safetensors", "encodings.safetensors")
-_AGAIN = "delete that cell's folder and run `python -m pipeline.compare` again"
 
 # Keys of `train` that no figure of a cell depends on, or only LDC-VAE's; a cell is trained by one process.
 _OPERATIONAL = {
@@ -69,6 +70,19 @@ class Cell:
     job: dict[str, Any]
 
     @property
+    def name(self) -> str:
+        """What `--force` calls it.
+
+        Example:
+            >>> Cell("0a", {"name": "beta_vae", "setting": 4.0, "seed": 0}).name
+            'beta_vae@4/seed0'
+            >>> Cell("0b", {"name": "gmm", "setting": None, "seed": 0, "parent": "0a", "on": "beta_vae@4"}).name
+            'beta_vae@4/seed0/gmm'
+        """
+        own, seed = _label(self.job), f"seed{self.job['seed']}"
+        return f"{self.job['on']}/{seed}/{own}" if "on" in self.job else f"{own}/{seed}"
+
+    @property
     def folder(self) -> str:
         """Its folder under the run's."""
         return f"compare/cells/{self.key}"
@@ -77,6 +91,16 @@ class Cell:
     def record(self) -> str:
         """The file that makes it whole."""
         return f"{self.folder}/record.json"
+
+
+def _label(job: dict[str, Any]) -> str:
+    name, setting = job["name"], job["setting"]
+    return str(name) if setting is None else f"{name}@{int(setting) if setting == int(setting) else setting!r}"
+
+
+def again(key: str) -> str:
+    """What to do about a damaged cell."""
+    return f"`python -m pipeline.compare --force {key}` with the same config computes the cell anew"
 
 
 def _key(format: int, content: dict[str, Any]) -> str:
@@ -129,7 +153,13 @@ def generator_cell(config: Config, parent: Cell, name: str, setting: float | Non
         "selection_images": config.compare.selection_images,
         "reads": read_keys(config, GENERATORS[name].reads),
     }
-    job = {"name": name, "setting": setting, "seed": parent.job["seed"], "parent": parent.key}
+    job = {
+        "name": name,
+        "setting": setting,
+        "seed": parent.job["seed"],
+        "parent": parent.key,
+        "on": _label(parent.job),
+    }
     return Cell(_key(GENERATOR_FORMAT, content), job)
 
 
@@ -177,14 +207,17 @@ class StoredAutoencoder:
 
 
 def read_record(folder: Folder, name: str) -> dict[str, Any]:
-    """What a finished cell has found.
+    """What a finished cell has found; of a failure, of an older version too, `kind` is "transient" or "final".
 
     Raises:
         PipelineError: if it is no such record.
     """
-    record: dict[str, Any] = parse_as(Record, folder.read(name), f"{folder.url}/{name}", _AGAIN)
+    remedy = again(name.split("/")[-2])
+    record: dict[str, Any] = parse_as(Record, folder.read(name), f"{folder.url}/{name}", remedy)
     if "failure" not in record and (record.get("figures") or {}).get("fd") is None:
-        raise PipelineError(f"{folder.url}/{name} is damaged: neither figures nor a failure; {_AGAIN}")
+        raise PipelineError(f"{folder.url}/{name} is damaged: neither figures nor a failure; {remedy}")
+    if "failure" in record:
+        record["kind"] = kind_of_record(record)
     return record
 
 
@@ -194,12 +227,16 @@ def read_autoencoder(run: Run, cell: Cell, shape: tuple[int, int, int]) -> Store
     Raises:
         PipelineError: if a file is missing or damaged.
     """
-    folder = f"compare/cells/{cell.job['parent']}"
+    parent = cell.job["parent"]
+    folder = f"compare/cells/{parent}"
     record = read_record(run.folder, f"{folder}/record.json")
     hashes = record.get("files", {})
     if missing := [name for name in _FILES if name not in hashes]:
-        raise PipelineError(f"{run.folder.url}/{folder}/record.json does not list {missing[0]}; {_AGAIN}")
-    weights, tensors = (load(run.folder.read_verified(f"{folder}/{name}", hashes[name])) for name in _FILES)
+        raise PipelineError(f"{run.folder.url}/{folder}/record.json does not list {missing[0]}; {again(parent)}")
+    try:
+        weights, tensors = (load(run.folder.read_verified(f"{folder}/{name}", hashes[name])) for name in _FILES)
+    except PipelineError as error:
+        raise PipelineError(f"{error}: {again(parent)}") from error
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(cell.job["seed"])  # of the sampler net's initial weights
         model = build_model(run.config, shape)

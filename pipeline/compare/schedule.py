@@ -2,7 +2,8 @@
 
 import asyncio
 import statistics
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from ldcvae.training.heap import keep_freed_memory
@@ -13,8 +14,9 @@ from pipeline.compare.judge import judge_generator
 from pipeline.config.errors import PipelineError
 from pipeline.judge.figures import Reference
 from pipeline.judge.generators import budget_of
-from pipeline.remote.failures import failure_reason
+from pipeline.remote.failures import failure_kind, failure_reason
 from pipeline.remote.hardware import require_room, use_cuda
+from pipeline.remote.memory import own_memory
 from pipeline.remote.progress import Display
 from pipeline.store.run import Run
 
@@ -23,12 +25,13 @@ __all__ = ["SELECTOR", "Schedule"]
 SELECTOR = "gmm"
 """The generator whose FD on validation images chooses among an autoencoder's candidates."""
 
+_TRIES = 3  # in one comparison, of a cell whose process is lost
 
 Work = Callable[[Run, Cell, Reference], dict[str, Any]]
 
 
 def _compute(work: Work, run: Run, cell: Cell, reference: Reference) -> dict[str, Any]:
-    """One cell in a process of Ray's; a failure that would come again is a result too."""
+    """One cell in a process of Ray's; its failure is a result too."""
     import torch
 
     keep_freed_memory()
@@ -38,7 +41,13 @@ def _compute(work: Work, run: Run, cell: Cell, reference: Reference) -> dict[str
     except PipelineError:
         raise
     except Exception as error:
-        return {"cell": cell.job, "failure": failure_reason(error)}
+        return _failure(cell, error, own_memory())
+
+
+def _failure(cell: Cell, error: BaseException, memory: str = "") -> dict[str, Any]:
+    """The record of a cell that failed."""
+    reason = failure_reason(error, memory)
+    return {"cell": cell.job, "failure": reason, "kind": failure_kind(error), "finished": time.time()}
 
 
 class Schedule:
@@ -47,9 +56,10 @@ class Schedule:
     Args:
         run: of the comparison.
         reference: what all cells are judged by.
+        retry_failed: compute again what failed for good, not only what may pass.
     """
 
-    def __init__(self, run: Run, reference: Reference):
+    def __init__(self, run: Run, reference: Reference, retry_failed: bool = False):
         import ray
 
         config = run.config
@@ -61,11 +71,14 @@ class Schedule:
         require_room(config, key, 1, "cell", {"CPU": settings.cpus_per_cell, "GPU": gpus})
         # A process for each cell: what the one before has left would count as this one's peak memory.
         own = ray.remote(max_calls=1)(_compute)
-        self.task: Any = own.options(num_cpus=settings.cpus_per_cell, num_gpus=gpus)
+        # Ray itself would start a cell that is killed for want of memory again without end.
+        self.task: Any = own.options(max_retries=0, num_cpus=settings.cpus_per_cell, num_gpus=gpus)
         self.run, self.reference = ray.put(run), ray.put(reference)
         self.display = Display("compare")
         self.total, self.weight = self._work()
         self.records: dict[str, dict[str, Any]] = {}
+        self.failed: list[dict[str, str]] = []
+        self.retry_failed = retry_failed
         self.kept, self.made = 0, 0.0
 
     def _weight(self, name: str) -> float:
@@ -87,26 +100,47 @@ class Schedule:
                 weights += [self._weight(generator)] * cells
         return len(weights), sum(weights)
 
-    async def compute(self, work: Work, cell: Cell) -> dict[str, Any]:
-        """The cell's record, from memory, from storage or anew."""
+    def _kept(self, cell: Cell) -> dict[str, Any] | None:
+        """The cell's record on storage, unless it is to be computed anew."""
+        if not self.folder.exists(cell.record):
+            return None
+        record = read_record(self.folder, cell.record)
+        again = "failure" in record and (self.retry_failed or record["kind"] == "transient")
+        return None if again else record
+
+    async def _anew(self, work: Work, cell: Cell) -> dict[str, Any]:
+        """The cell's record from a process of its own, from another one when the process is lost."""
         import ray
 
+        for left in reversed(range(_TRIES)):
+            try:
+                record: dict[str, Any] = await self.task.remote(work, self.run, cell, self.reference)
+                break
+            except ray.exceptions.RayTaskError as error:
+                raise error.cause if isinstance(error.cause, PipelineError) else error from None
+            except ray.exceptions.RayError as error:
+                if (kept := self._kept(cell)) is not None and "failure" not in kept:
+                    return kept  # lost after its last word
+                record = _failure(cell, error)
+                record["failure"] += f", {_TRIES} times" if not left else ""
+        if "failure" in record:  # what could be computed, its process has written
+            self.folder.write_json(cell.record, record)
+        return record
+
+    async def compute(self, work: Work, cell: Cell) -> dict[str, Any]:
+        """The cell's record, from memory, from storage or anew."""
         if cell.key in self.records:
             return self.records[cell.key]
-        if self.folder.exists(cell.record):
-            record = read_record(self.folder, cell.record)
+        if (record := self._kept(cell)) is not None:
             self.kept += 1
         else:
-            try:
-                record = await self.task.remote(work, self.run, cell, self.reference)
-            except (ray.exceptions.WorkerCrashedError, ray.exceptions.OutOfMemoryError) as error:
-                record = {"cell": cell.job, "failure": failure_reason(error)}
+            record = await self._anew(work, cell)
+        if "failure" in record:
+            self.failed.append({"cell": cell.name, "kind": record["kind"], "reason": record["failure"]})
         self.records[cell.key] = record
-        name, setting, seed = (cell.job[key] for key in ("name", "setting", "seed"))
-        self.made += self._weight(name)
+        self.made += self._weight(cell.job["name"])
         figure = record.get("failure") or f"FD {record['figures']['fd']:.4g}"
-        chosen = "" if setting is None else f" {setting:g}"
-        note = f"{name}{chosen}, seed {seed}: {figure}, {len(self.records)} of {self.total} cells"
+        note = f"{cell.name}: {figure}, {len(self.records)} of {self.total} cells"
         self.display.update({"phase": "cells", "done": min(1.0, self.made / self.weight)}, note)
         return record
 
@@ -141,11 +175,11 @@ class Schedule:
                 [{"setting": s, "fd": r.get("selection")} for s, r in zip(candidates, records, strict=True)]
             )
             if chosen is None:
-                return {"failure": records[0]["failure"]}
+                return _failed(cells, records) or {"failure": "no candidate could be judged"}
         cells = [generator_cell(self.config, parent, name, chosen) for parent in parents]
         records = await asyncio.gather(*(self.compute(judge_generator, cell) for cell in cells))
-        if failed := [record["failure"] for record in records if "failure" in record]:
-            return {"failure": failed[0]}
+        if failed := _failed(cells, records):
+            return failed
         return {"setting": chosen, "candidates": table, "grid": f"{cells[0].folder}/grid.png"} | _over_seeds(records)
 
     async def rows(self, name: str) -> dict[str, Any]:
@@ -155,8 +189,8 @@ class Schedule:
             return {"failure": "no candidate could be trained"}
         cells = [self.autoencoder(name, setting, seed) for seed in range(self.config.compare.seeds)]
         records = await asyncio.gather(*(self.compute(train_autoencoder, cell) for cell in cells))
-        if failed := [record["failure"] for record in records if "failure" in record]:
-            return {"failure": failed[0]}
+        if failed := _failed(cells, records):
+            return failed
         names = self.config.compare.generators_of(name)
         found = await asyncio.gather(*(self.generator(generator, cells) for generator in names))
         own = {"setting": setting, "candidates": table} | _over_seeds(records)
@@ -166,6 +200,14 @@ class Schedule:
         """Everything, by autoencoder."""
         names = list(self.config.compare.autoencoders)
         return dict(zip(names, await asyncio.gather(*map(self.rows, names)), strict=True))
+
+
+def _failed(cells: Sequence[Cell], records: Sequence[dict[str, Any]]) -> dict[str, str]:
+    """Why a row has no figures: the first failure of its cells; empty if there is none."""
+    for cell, record in zip(cells, records, strict=True):
+        if "failure" in record:
+            return {"failure": record["failure"], "cell": cell.name, "kind": record["kind"]}
+    return {}
 
 
 def _best(candidates: list[dict[str, Any]]) -> tuple[float | None, list[dict[str, Any]]]:

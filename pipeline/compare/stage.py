@@ -4,6 +4,7 @@ import asyncio
 import importlib.util
 import shlex
 import sys
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -12,10 +13,11 @@ import torch
 
 from ldcvae.variants import AUTOENCODERS, GENERATORS
 from pipeline import prepare
-from pipeline.compare.cells import raised_formats
+from pipeline.compare.cells import Cell, raised_formats
 from pipeline.compare.claims import goals
 from pipeline.compare.page import make_page, markdown_table
 from pipeline.compare.schedule import SELECTOR, Schedule
+from pipeline.compare.select import check_names, hours, possible_cells, remove_cells
 from pipeline.config.errors import ConfigError, PipelineError
 from pipeline.config.sections import Config
 from pipeline.judge.doubts import doubts, label_share
@@ -23,6 +25,7 @@ from pipeline.judge.figures import Reference, make_reference
 from pipeline.judge.generators import budget_of
 from pipeline.judge.pages.render import machine
 from pipeline.remote.connect import connect
+from pipeline.remote.failures import kind_of_record
 from pipeline.store.data.splits import some_images, split_images
 from pipeline.store.folder import Folder
 from pipeline.store.manifest import Manifest, say
@@ -40,14 +43,14 @@ def _results(run: Run, reference: Reference, found: dict[str, dict[str, Any]]) -
     autoencoders, rows, failures = [], [], []
     for name, of in found.items():
         if "failure" in of:
-            failures.append({"autoencoder": name, "generator": None, "reason": of["failure"]})
+            failures.append({"autoencoder": name, "generator": None} | _reason(of))
             continue
         one = AUTOENCODERS[name]
         about = {"name": name, "label": one.label, "knob": one.knob}
         autoencoders.append(about | {"decoder_passes": one.passes(config.train.particles)} | of["autoencoder"])
         for generator, row in of["generators"].items():
             if "failure" in row:
-                failures.append({"autoencoder": name, "generator": generator, "reason": row["failure"]})
+                failures.append({"autoencoder": name, "generator": generator} | _reason(row))
                 continue
             record = GENERATORS[generator]
             about = {
@@ -101,10 +104,22 @@ def _results(run: Run, reference: Reference, found: dict[str, dict[str, Any]]) -
     return results
 
 
+def _reason(row: dict[str, Any]) -> dict[str, Any]:
+    return {"reason": row["failure"], "cell": row.get("cell"), "kind": row.get("kind")}
+
+
 def _command() -> str:
-    """How this was called, for the record; from Python, what would do the same."""
+    """How this was called, for the record; from Python, what would do the same.
+
+    Without what was to be made anew: whoever repeats it wants the same page, not to pay for those cells again.
+    """
     stage = Path(sys.argv[0]).parts[-2:] == ("compare", "__main__.py")
-    called = sys.argv[1:] if stage else ["--config", "config.yaml"]
+    called, forced = [], False
+    for word in sys.argv[1:] if stage else ["--config", "config.yaml"]:
+        if word.startswith("-") or "=" in word:
+            forced = word == "--force"
+        if not forced and word != "--retry-failed":
+            called.append(word)
     return shlex.join(["python", "-m", "pipeline.compare", *called])
 
 
@@ -123,10 +138,43 @@ def _check(config: Config) -> None:
         raise ConfigError("\n  ".join(["the comparison cannot be made:", *mistakes]))
 
 
-def run(run: Run, force: bool = False) -> Manifest:
+def _may_pass(run: Run, retry_failed: bool) -> bool:
+    """Whether the comparison that is there lacks cells that are tried again now."""
+    if not run.has("compare"):
+        return False
+    info = run.manifest("compare").info
+    failed = info.get("failed", info.get("failures", []))  # the latter: of a version that kept only rows
+    count = sum(retry_failed or kind_of_record(one, "reason") == "transient" for one in failed)
+    if count:
+        say(f"compare: {count} failed {'cell is' if count == 1 else 'cells are'} tried again")
+    return count > 0
+
+
+def _clear(folder: Folder, failed: list[dict[str, str]], cells: list[Cell]) -> None:
+    """Remove checkpoints of cells that are done, or failed for good; the others go on from theirs the next time."""
+    passing = {one["cell"] for one in failed if one["kind"] == "transient"}
+    kept = {cell.key for cell in cells if cell.name in passing}
+    for key in {name.split("/")[2] for name in folder.below("compare/checkpoints")} - kept:
+        folder.remove(f"compare/checkpoints/{key}")
+    if not kept:
+        folder.remove("compare/checkpoints")
+
+
+def _tell(schedule: Schedule, force: bool) -> None:
+    whole = [record for record in schedule.records.values() if "failure" not in record]
+    more = f" ({hours(whole)} in all); --force '*' computes them anew" if force else ""
+    count = len(schedule.records)
+    say(f"compare: {count} {'cell' if count == 1 else 'cells'}, {schedule.kept} of them kept from before{more}")
+    for one in schedule.failed:
+        remedy = "the next run tries it again" if one["kind"] == "transient" else "--retry-failed tries it again"
+        say(f"compare: {one['cell']} failed: {one['reason']}; {remedy}")
+
+
+def run(run: Run, force: bool = False, cells: Sequence[str] = (), retry_failed: bool = False) -> Manifest:
     """See `pipeline.compare.run`."""
     config, folder = run.config, run.folder
     _check(config)
+    check_names(config, folder, cells)
     data = prepare.run(run)
     sections = ("model", "train", "sampler", "evaluate", "compare")
     carried_out = {"num_workers", "device", "checkpoint_epochs", "checkpoint_steps", "keep_checkpoints"}
@@ -135,23 +183,26 @@ def run(run: Run, force: bool = False) -> Manifest:
         depends_on["cells"] = raised
 
     def work(_: str) -> tuple[list[str], dict[str, Any]]:
-        if force:
-            folder.remove("compare")
         reference = make_reference(run, "validation", "test")
+        possible = [*possible_cells(config, data.digest, reference.extractor.sha256 or "")]
+        if cells:
+            remove_cells(folder, possible, cells)
         with connect(config):
-            schedule = Schedule(run, reference)
+            schedule = Schedule(run, reference, retry_failed)
             found = asyncio.run(schedule.all())
             schedule.display.close()
         # Of a cell whose process was lost between its record and its last checkpoint's end.
-        folder.remove("compare/checkpoints")
-        say(f"compare: {len(schedule.records)} cells, {schedule.kept} of them kept from before")
+        _clear(folder, schedule.failed, possible)
+        _tell(schedule, force)
         results = _results(run, reference, found)
         if not results["rows"]:
             reasons = {failure["reason"] for failure in results["failures"]}
             raise PipelineError(f"nothing could be compared: {'; '.join(sorted(reasons))}")
-        return _write(folder, results)
+        written, info = _write(folder, results)
+        return written, info | {"failed": schedule.failed}
 
-    return run.stage("compare", depends_on | {"data": data.digest, "seed": config.seed}, work, force, FORMAT)
+    again = force or bool(cells) or _may_pass(run, retry_failed)
+    return run.stage("compare", depends_on | {"data": data.digest, "seed": config.seed}, work, again, FORMAT)
 
 
 def _write(folder: Folder, results: dict[str, Any]) -> tuple[list[str], dict[str, Any]]:

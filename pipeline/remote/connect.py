@@ -11,6 +11,7 @@ from typing import Any
 from pipeline.config.errors import PipelineError
 from pipeline.config.sections import Config
 from pipeline.remote.hardware import in_job, is_local, use_cuda
+from pipeline.remote.internals import drop_death_notices
 
 __all__ = ["connect", "parallel_map", "run_on_accelerator", "task_resources"]
 
@@ -24,6 +25,8 @@ _ENVIRONMENT = {
     # Ray Train takes one report (one checkpoint) from its workers at each of these checks; at the usual 2 s a run of
     # short epochs outpaces it, goes on long after its last step, and a killed one resumes far behind.
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",
+    # A task whose process is killed for want of memory is started again without end otherwise.
+    "RAY_task_oom_retries": "3",
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
 }
 for _name, _value in _ENVIRONMENT.items():
@@ -47,6 +50,7 @@ def _dashboard() -> dict[str, Any]:
 def _start(config: Config) -> None:
     import ray
 
+    drop_death_notices()
     settings = config.ray
     common: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     if settings.address is not None:

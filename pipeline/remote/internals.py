@@ -5,7 +5,7 @@ tests/pipeline/test_internals.py asserts that the installed Ray has them and say
 
 from typing import Any
 
-__all__ = ["cancel_reservation", "keep_keys_out_of_runtime_environments", "reservation_of"]
+__all__ = ["cancel_reservation", "drop_death_notices", "keep_keys_out_of_runtime_environments", "reservation_of"]
 
 COORDINATOR = "AutoscalingCoordinator"
 """Name and namespace of the actor that keeps what elastic training groups have reserved (Ray 2.52 and later)."""
@@ -44,3 +44,26 @@ def keep_keys_out_of_runtime_environments() -> None:
 
     secrets = {name for name in class_cache.ENV_VARS_TO_PROPAGATE if name.startswith("AWS_")}
     class_cache.ENV_VARS_TO_PROPAGATE.difference_update(secrets)
+
+
+_DEATHS = ("died or was killed while executing", "failed due to oom", "killed due to the node running low on memory")
+
+
+def drop_death_notices() -> None:
+    """Keep Ray from printing a page for every process that dies: whoever waits for it says so in one line.
+
+    Other notices of the cluster, of work that nobody has room for say, are printed as before. `log_to_driver=False`
+    does not reach them, and nothing public does.
+    """
+    from ray._private import worker
+
+    show = getattr(worker, "print_to_stdstream", None)
+    if show is None or hasattr(show, "notices"):  # done already
+        return
+
+    def notices(data: dict[str, Any], *more: Any, **named: Any) -> None:
+        if not any(mark in str(line) for line in data.get("lines", ()) for mark in _DEATHS):
+            show(data, *more, **named)
+
+    notices.notices = show  # type: ignore[attr-defined]
+    worker.print_to_stdstream = notices

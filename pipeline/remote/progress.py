@@ -88,6 +88,7 @@ class _Board:
     def __init__(self) -> None:
         self._record: dict[str, Any] = {}
         self._messages: list[str] = []
+        self._failures: list[str] = []
 
     def write(self, record: dict[str, Any]) -> None:
         self._record = record
@@ -95,13 +96,19 @@ class _Board:
     def say(self, message: str) -> None:
         self._messages.append(message)
 
-    def read(self) -> tuple[dict[str, Any], list[str]]:
-        return self._record, self._messages
+    def fail(self, reason: str) -> None:
+        self._failures.append(reason)
+
+    def read(self) -> tuple[dict[str, Any], list[str], list[str]]:
+        return self._record, self._messages, self._failures
 
 
 @contextmanager
 def board(title: str) -> Iterator[Any]:
-    """A Ray actor handle: `write.remote(record)` shows a record here, `say.remote(message)` prints a line."""
+    """A Ray actor handle: `write.remote(record)` shows a record here, `say.remote(message)` prints a line.
+
+    It also counts what failed: `fail.remote(reason)`. `read` gives the last record, the messages and the reasons.
+    """
     import ray
 
     actor: Any = ray.remote(num_cpus=0)(_Board).remote()
@@ -112,7 +119,7 @@ def board(title: str) -> Iterator[Any]:
         said = 0
         while not stop.wait(0.5):
             try:
-                record, messages = ray.get(actor.read.remote(), timeout=5)
+                record, messages, _ = ray.get(actor.read.remote(), timeout=5)
             except ray.exceptions.RayError:
                 continue  # the actor's node is gone or busy: progress is not worth failing for
             for message in messages[said:]:

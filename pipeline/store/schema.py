@@ -61,10 +61,19 @@ class _Goal(TypedDict):
 
 
 @_open
+class _Failed(TypedDict):
+    reason: str
+    cell: NotRequired[str | None]
+    kind: NotRequired[str | None]
+
+
+@_open
 class CompareInfo(TypedDict):
     """`info` of compare/manifest.json."""
 
     goals: list[_Goal]
+    failures: NotRequired[list[_Failed]]
+    failed: NotRequired[list[_Failed]]
 
 
 INFO: dict[str, Any] = {"data": DataInfo, "tune": TuneInfo, "compare": CompareInfo}
@@ -126,6 +135,7 @@ class Record(TypedDict):
 
     cell: dict[str, Any]
     failure: NotRequired[str]
+    kind: NotRequired[str]
     figures: NotRequired[_Figures]
     selection: NotRequired[_Number]
     files: NotRequired[dict[str, str]]

@@ -6,14 +6,16 @@ from ldcvae.discriminator import LEAST_SIDE
 from pipeline.config.errors import ConfigError, PipelineError
 from pipeline.config.together import equal_parts
 from pipeline.remote.connect import connect
-from pipeline.remote.hardware import place_workers
+from pipeline.remote.hardware import is_local, place_workers
 from pipeline.remote.internals import cancel_reservation, reservation_of
+from pipeline.remote.memory import kernel_kills
 from pipeline.remote.progress import board
 from pipeline.store.folder import Folder, sha256
 from pipeline.store.history import HISTORY_FILES, read_history
 from pipeline.store.manifest import Manifest, say
 from pipeline.store.model import BEST_FILES, MODEL_FILES, build_model, perceptual_content, perceptual_features
 from pipeline.store.run import Run
+from pipeline.train.failures import counting, explain, kills_since
 from pipeline.train.worker import train_worker
 
 __all__ = ["run"]
@@ -48,28 +50,23 @@ def _check(run: Run) -> None:
         raise ConfigError("\n  ".join(["the configuration does not fit the data:", *mistakes]))
 
 
-def _why(error: Exception) -> str:
-    """What went wrong in the workers: our own errors and the storage's in one line, anything else with its traceback.
-
-    Example:
-        >>> _why(RuntimeError("Traceback …\\npipeline.config.errors.PipelineError: cannot write a.txt: disk full"))
-        'The last failure: cannot write a.txt: disk full'
-    """
-    for line in reversed(str(error).splitlines()):
-        kind, _, message = line.partition(": ")
-        if kind.startswith("pipeline.config.errors."):
-            return f"The last failure: {message}"
-        if kind in ("OSError", "PermissionError"):
-            return f"The last failure: cannot write a checkpoint: {message}"
-    return f"The last failure:\n{error}"
-
-
 def _replace_reservation(trainer: Any, folder: Folder) -> None:
     """Give up what a killed driver of this run had reserved, and note what this one reserves."""
     if folder.exists(_RESERVATION):
         cancel_reservation(folder.read_json(_RESERVATION)["requester"])
     if (own := reservation_of(trainer)) is not None:
         folder.write_json(_RESERVATION, {"requester": own})
+
+
+def _told(progress: Any) -> tuple[int | None, dict[str, Any]]:
+    """(failures of workers, rank 0's last progress record) from the board, which may be lost with its node."""
+    import ray
+
+    try:
+        record, _, failures = ray.get(progress.read.remote(), timeout=10)
+    except ray.exceptions.RayError:
+        return None, {}
+    return len(failures), record
 
 
 def _fit(run: Run, name: str) -> dict[str, Any]:
@@ -84,6 +81,7 @@ def _fit(run: Run, name: str) -> dict[str, Any]:
         kind = "GPU" if placement.cuda else "CPU"
         say(f"train: waiting for {settings.least_workers} {kind}s, the cluster has {placement.fits} now")
     filesystem, path = (run.folder / "train").for_arrow()
+    kills = kernel_kills() if is_local(run.config) else None
     with board("train") as progress:
         trainer = TorchTrainer(
             train_worker,  # type: ignore[arg-type]  # Train V2 takes and returns dicts
@@ -101,17 +99,19 @@ def _fit(run: Run, name: str) -> dict[str, Any]:
                 checkpoint_config=CheckpointConfig(num_to_keep=settings.keep_checkpoints),
                 failure_config=FailureConfig(max_failures=settings.max_failures),
                 logging_config=LoggingConfig(log_level="ERROR"),  # type: ignore[call-arg]
+                callbacks=[counting(progress, settings.max_failures)],
             ),
         )
         if isinstance(workers, list):
             _replace_reservation(trainer, run.folder)
         try:
             return trainer.fit().return_value or {}  # type: ignore[attr-defined]
-        except ray.train.TrainingFailedError as error:
-            raise PipelineError(
-                f"training failed {settings.max_failures + 1} times (train.max_failures); the same command goes "
-                f"on from the last checkpoint. {_why(error)}"
-            ) from error
+        except (ray.train.TrainingFailedError, ray.exceptions.RayError) as error:  # the latter: Train's own process
+            failures, record = _told(progress)
+            if failures is not None and not hasattr(error, "worker_failures"):
+                failures += 1  # of Train's own processes, which no callback hears of
+            killed = kills_since(kills)
+            raise PipelineError(explain(error, failures, record, run.config, killed)) from error
 
 
 def run(run: Run, force: bool = False) -> Manifest:

@@ -15,13 +15,15 @@ from ldcvae.training.autoencoder import AutoencoderPhase
 from ldcvae.training.decoder import DecoderPhase
 from ldcvae.training.encode import encode_split
 from ldcvae.training.epochs import EpochPhase
-from ldcvae.training.heap import keep_freed_memory
+from ldcvae.training.heap import keep_freed_memory, peak_mb
 from ldcvae.training.monitor import NonFiniteLossError
 from ldcvae.training.phase import Phase, Progress
 from ldcvae.training.sampler import SamplerPhase
 from ldcvae.training.world import World
 from pipeline.config.errors import PipelineError
 from pipeline.config.sections import Config, TrainConfig
+from pipeline.remote.failures import WorkerMemoryError, is_out_of_memory
+from pipeline.remote.memory import own_memory
 from pipeline.store.checkpoint import load_state, save_state
 from pipeline.store.data.splits import split_images
 from pipeline.store.data.stored import StoredSplit
@@ -29,6 +31,7 @@ from pipeline.store.folder import Folder
 from pipeline.store.history import write_history
 from pipeline.store.model import build_model, perceptual_features, write_best, write_model
 from pipeline.store.run import Run
+from pipeline.train.failures import remedy
 
 __all__ = ["train_worker", "train_world"]
 
@@ -59,7 +62,8 @@ class _Reporter:
         self.refused: list[str] = []  # names of damaged checkpoints
 
     def progress(self, record: dict[str, Any]) -> None:
-        self.board.write.remote(record)
+        # The peak too, which a worker that is killed cannot tell any more.
+        self.board.write.remote(record | {"peak_mb": peak_mb()})
 
     def say(self, message: str) -> None:
         self.board.say.remote(message)
@@ -124,9 +128,31 @@ def train_worker(job: dict[str, Any]) -> dict[str, Any]:
         job: `run` (Run), `threads` (CPU threads), `board` (progress actor).
 
     Returns:
-        `{"device": name}` when the model is written, or `{"failure": message}` when the loss became non-finite: not
-        raised, because trying again from the same state would end the same way.
+        `{"device": name}` when the model is written, or `{"failure": message}` when the loss became non-finite, or
+        the only worker was refused memory on the CPU: not raised, because trying again from the same state would end
+        the same way.
+
+    Raises:
+        WorkerMemoryError: when memory ran out otherwise, with this process's peak and limit.
     """
+    try:
+        return _train(job)
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
+        memory = own_memory()
+        about = f" ({memory})" if memory else ""
+        words = " ".join(str(error).split())[:200]
+        what = f"ran out of memory{about}" + (f": {words}" if words else "")
+        # The kernel refuses memory only to who asks for more than there could be. A GPU may be shared, and of several
+        # workers the others wait for this one.
+        if (isinstance(error, MemoryError) or "DefaultCPUAllocator" in words) and train_world().size == 1:
+            again = "the same command goes on from the last checkpoint, other settings start anew"
+            return {"failure": f"a training worker {what}; {remedy(job['run'].config)}; {again}"}
+        raise WorkerMemoryError(what) from error
+
+
+def _train(job: dict[str, Any]) -> dict[str, Any]:
     keep_freed_memory()
     torch.set_num_threads(job["threads"])
     run: Run = job["run"]

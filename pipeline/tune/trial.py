@@ -31,6 +31,7 @@ from pipeline.config.sections import Config
 from pipeline.judge.figures import MAXIMISED, Reference, decoded
 from pipeline.judge.pages.pictures import image_grid
 from pipeline.remote.failures import failure_reason
+from pipeline.remote.memory import own_memory
 from pipeline.store.checkpoint import NewestCheckpoint
 from pipeline.store.data.splits import some_images, split_images
 from pipeline.store.data.stream import StreamedSplit
@@ -303,6 +304,6 @@ def run_trial(trial: Trial, world: World, report: Report) -> None:
                 "objective": -WORST if trial.run.config.tune.metrics[0] in MAXIMISED else WORST,
                 "figures": {},
                 "finished": False,
-                "failure": failure_reason(error),
+                "failure": failure_reason(error, own_memory()),
             }
         )

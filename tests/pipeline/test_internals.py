@@ -14,7 +14,10 @@ from pipeline.remote import internals as of_ray
 from pipeline.tune import internals as of_optuna
 
 ROOT = Path(__file__).parents[2]
-PRIVATE = r"_ot_trials|_trial_id|class_cache|AutoscalingCoordinator|cancel_request|train_run_context|\._contains\("
+PRIVATE = (
+    r"_ot_trials|_trial_id|class_cache|AutoscalingCoordinator|cancel_request|train_run_context|print_to_stdstream|"
+    r"\._contains\("
+)
 
 
 def lacks(library, name, where):
@@ -58,6 +61,24 @@ def test_tune_copies_keys_from_where_they_are_taken(monkeypatch):
     of_ray.keep_keys_out_of_runtime_environments()
     left = module.ENV_VARS_TO_PROPAGATE
     assert left == {"OTHER"}
+
+
+def test_pages_about_processes_that_died_are_not_printed(monkeypatch):
+    where = "ray._private.worker"
+    module, shown = importlib.import_module(where), []
+    assert hasattr(module, "print_to_stdstream"), lacks(ray, "print_to_stdstream", where)
+    called = r'print_to_stdstream\(\s*\{\s*"lines": \[error_message\]'
+    assert re.search(called, source(where)), lacks(ray, "print_to_stdstream of error messages", where)
+    monkeypatch.setattr(module, "print_to_stdstream", lambda data, ignore_prefix: shown.append(data["lines"][0]))
+    of_ray.drop_death_notices()
+    of_ray.drop_death_notices()
+    for line in (
+        "Task f failed due to oom. There are",
+        "A worker died or was killed while executing",
+        "no room for f",
+    ):
+        module.print_to_stdstream({"lines": [line], "pid": "raylet", "is_err": False}, ignore_prefix=False)
+    assert shown == ["no room for f"]
 
 
 def test_optunas_trials_can_be_opened_again():

@@ -62,7 +62,7 @@ def test_a_whole_run(kept, capsys):
         ("train/metrics.jsonl", "train", "`python -m pipeline.train --force` writes train/ anew"),
         ("evaluation/metrics.json", "evaluation", "`python -m pipeline.evaluate --force` writes evaluation/ anew"),
         ("train/ray-0/autoencoder_1", "checkpoints", "training goes back to the newest whole checkpoint by itself"),
-        ("compare/cells/abc/model.safetensors", "cells", "`python -m pipeline.compare --force CELL`"),
+        ("compare/cells/abc/model.safetensors", "cells", "`python -m pipeline.compare --force abc`"),
     ],
 )
 @pytest.mark.parametrize("how", ["one bit", "cut short", "deleted"])
