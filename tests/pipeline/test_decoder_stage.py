@@ -1,7 +1,9 @@
 """Phase `decoder` in the pipeline: killed and gone on with, told on the page, searched, part of a training."""
 
+import contextlib
 import json
 import re
+import shutil
 
 import pytest
 import torch
@@ -11,17 +13,19 @@ from test_old_run import OLD
 
 from ldcvae import LDCVAE, AutoencoderSettings, DecoderSettings, SamplerSettings, fit
 from ldcvae.training.monitor import NonFiniteLossError
+from ldcvae.training.world import World
 from pipeline import evaluate, report, sample
 from pipeline.config.errors import ConfigError
 from pipeline.config.load import load_config, override
 from pipeline.config.sections import ModelConfig
+from pipeline.judge.figures import make_reference
 from pipeline.store.data.shards import load_split
 from pipeline.store.model import build_model
 from pipeline.store.run import open_run
 from pipeline.train.stage import _check
 from pipeline.train.worker import _explain
 from pipeline.tune.space import build_space
-from pipeline.tune.trial import phases_of
+from pipeline.tune.trial import Trial, phases_of, run_trial
 
 ON = ["decoder.epochs=40", "decoder.sampler_draws=0.25", "decoder.width=8", "train.checkpoint_epochs=2"]
 # One CPU, as here: how a sum is split over threads changes its last bits.
@@ -169,3 +173,41 @@ def test_its_keys_can_be_searched():
     assert phases_of(epochs) == 3
     assert phases_of(override(config, {"tune.space": {"train.epochs": {"type": "int", "low": 1, "high": 4}}})) == 3
     assert phases_of(load_config(overrides=["decoder.epochs=2"])) == 1  # the sampler's own space shares the decoder
+
+
+@pytest.mark.parametrize("memory_mb", [64, 0])  # 0: images are streamed
+def test_a_trial_of_a_search_has_the_phase_and_goes_on_with_it(tmp_path, memory_mb):
+    shutil.copytree(OLD, tmp_path / "run-0.1")
+    keys = [
+        f"storage={tmp_path}",
+        "name=run-0.1",
+        "train.device=cpu",
+        "evaluate.extractor=random",
+        f"train.memory_mb={memory_mb}",
+    ]
+    keys += ["train.epochs=1", "train.batch_size=32", "decoder.epochs=2", "decoder.width=4", "sampler.steps=4"]
+    keys += ["tune.num_images=100", "tune.reports=2", "tune.draws=1", "tune.metrics=[fd]"]
+    keys += ["tune.space={decoder.adversarial: {type: uniform, low: 1, high: 8}}"]
+    run = open_run(load_config(OLD / "config.yaml", keys))
+    reference = make_reference(run, "validation")
+
+    def figures(study: str, until: int) -> list[dict]:
+        """The reports of a trial that is stopped as soon as it has made the report `until`."""
+        reports = []
+
+        def report(one):
+            reports.append(one)
+            if one["progress"] == until and not one["finished"]:
+                raise KeyboardInterrupt
+
+        with contextlib.suppress(KeyboardInterrupt):
+            run_trial(Trial(run, study, 0, 1, reference, None), World(), report)
+        return reports
+
+    straight = figures("straight", 99)
+    assert [one["progress"] for one in straight] == [2, 3, 4, 5, 6]  # one epoch, then two, then four steps
+    assert straight[-1]["finished"], straight[-1]["failure"]
+    assert [one["progress"] for one in figures("killed", 3)] == [2, 3]
+    resumed = figures("killed", 99)
+    assert [one["progress"] for one in resumed] == [4, 5, 6]
+    assert resumed[-1]["figures"]["fd"] == straight[-1]["figures"]["fd"]
