@@ -33,7 +33,7 @@ SECTIONS = {
     "evaluate": ("evaluate", "ray"),
     "report": ("report",),
     "tune": ("tune", "model", "train", "decoder", "sampler", "evaluate", "ray"),
-    "compare": ("compare", "model", "train", "sampler", "evaluate", "ray"),
+    "compare": ("compare", "model", "train", "decoder", "sampler", "evaluate", "ray"),
     "verify": (),
 }
 """Stage -> sections of the configuration that it reads; every stage reads name, storage and seed."""
