@@ -18,11 +18,12 @@ if TYPE_CHECKING:
     from ldcvae.directions.two_sample import drift, score_difference
     from ldcvae.encodings import Encodings, Posterior, Whitening
     from ldcvae.model import LDCVAE, LDCVAEConfig
-    from ldcvae.training.settings import AutoencoderSettings, SamplerSettings
+    from ldcvae.training.settings import AutoencoderSettings, DecoderSettings, SamplerSettings
 
 __all__ = [
     "LDCVAE",
     "AutoencoderSettings",
+    "DecoderSettings",
     "Encodings",
     "LDCVAEConfig",
     "Posterior",
@@ -46,7 +47,7 @@ _PLACES = {
     "encodings": ("Encodings", "Posterior", "Whitening"),
     "api": ("fit", "fit_sampler"),
     "model": ("LDCVAE", "LDCVAEConfig"),
-    "training.settings": ("AutoencoderSettings", "SamplerSettings"),
+    "training.settings": ("AutoencoderSettings", "DecoderSettings", "SamplerSettings"),
 }
 _PLACE = {name: f"ldcvae.{module}" for module, names in _PLACES.items() for name in names}
 

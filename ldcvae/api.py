@@ -16,11 +16,13 @@ from ldcvae.densities.covariances import base_fields
 from ldcvae.external import Decode, Encode, check_callables
 from ldcvae.losses import as_float
 from ldcvae.model import LDCVAE, LDCVAEConfig
+from ldcvae.perceptual import load_features
 from ldcvae.training.autoencoder import AutoencoderPhase
+from ldcvae.training.decoder import DecoderPhase
 from ldcvae.training.encode import encode_split
 from ldcvae.training.phase import Progress
 from ldcvae.training.sampler import SamplerPhase
-from ldcvae.training.settings import AutoencoderSettings, SamplerSettings
+from ldcvae.training.settings import AutoencoderSettings, DecoderSettings, SamplerSettings
 from ldcvae.training.world import World, keyed_generator
 
 __all__ = ["fit", "fit_sampler"]
@@ -35,6 +37,7 @@ def fit(
     model: LDCVAE | None = None,
     *,
     autoencoder: AutoencoderSettings | None = None,
+    decoder: DecoderSettings | None = None,
     sampler: SamplerSettings | None = None,
     validation: Tensor | None = None,
     latent_dim: int | None = None,
@@ -50,6 +53,8 @@ def fit(
         model: with networks of your own (`LDCVAE.from_networks`) or another `LDCVAEConfig`; its encoder and decoder
             go on from their weights, its sampler net starts anew. None: networks that suit the size of the images.
         autoencoder: settings of phase 1; None: the defaults, made for some thousand small images.
+        decoder: settings of the phase between the two, in which the decoder is trained against a discriminator; None:
+            no such phase. `DecoderSettings(epochs=8)` makes images sharper.
         sampler: settings of phase 2; None: the defaults.
         validation: (n, C, H, W) images to validate on; None: a tenth of `images`, held out by the seed.
         latent_dim: d, where no model is given; None: 8 below 16 pixels, else 16.
@@ -63,6 +68,7 @@ def fit(
 
     Raises:
         ValueError: before the first step, for images or settings that cannot be trained on.
+        FileNotFoundError: if there is no file `decoder.perceptual_weights`.
         NonFiniteLossError: naming term and step, if training diverges.
 
     Example:
@@ -74,6 +80,7 @@ def fit(
         torch.Size([3, 1, 8, 8])
     """
     phase_1, phase_2 = autoencoder or AutoencoderSettings(), sampler or SamplerSettings()
+    between = decoder or DecoderSettings()
     train, held_out = _split(images, validation, model, seed)
     where = _where(device, model, train)
     with torch.random.fork_rng(devices=[]):
@@ -85,14 +92,39 @@ def fit(
         else:
             model.update_config(inverse_temperature=phase_1.inverse_temperature)
             model.reset_sampler(phase_2.width, phase_2.depth, _components(phase_2))
+    model.update_config(
+        decoder_epochs=between.epochs, adversarial=float(between.adversarial) if between.epochs else 0.0
+    )
+    features = None
+    if between.epochs and between.perceptual and between.perceptual_weights is not None:
+        features = load_features(between.perceptual_weights, where)
     model = model.to(where).train()
+    world = World(device=where)
     with _shown(progress) as show:
-        first = AutoencoderPhase(model, train, held_out, phase_1, World(device=where), seed)
+        first = AutoencoderPhase(model, train, held_out, phase_1, world, seed)
         for _ in first.epochs(show):
             if callback is not None:
                 callback(first.history[-1])
         first.adopt_average()
-        return _sampler(model, train, held_out, phase_2, seed, bool(phase_1.fused), show, callback)
+        if between.epochs:
+            encodings = encode_split(model.eval(), train, world)
+            second = DecoderPhase(
+                model,
+                train,
+                encodings,
+                held_out,
+                between,
+                world,
+                seed,
+                autoencoder=phase_1,
+                sampler=phase_2,
+                features=features,
+            )
+            for _ in second.epochs(show):
+                if callback is not None:
+                    callback(second.history[-1])
+            second.adopt_average()
+        return _sampler(model, train, held_out, phase_2, seed, bool(phase_1.fused), show, callback, between.fits_base)
 
 
 def fit_sampler(
@@ -160,12 +192,13 @@ def _sampler(
     fused: bool,
     show: Progress | None,
     callback: Callback | None,
+    fitted: bool = False,
 ) -> LDCVAE:
     """Phase 2, on a model whose encoder and decoder stay as they are; it is left in eval mode."""
     model.eval()
     world = World(device=model.device)
     encodings, held = (encode_split(model, part, world) for part in (train, held_out))
-    second = SamplerPhase(model, encodings, held, settings, world, seed, fused)
+    second = SamplerPhase(model, encodings, held, settings, world, seed, fused, fitted=fitted)
     for _ in second.blocks(settings.checkpoint_steps, show):
         if callback is not None:
             callback(second.history[-1])

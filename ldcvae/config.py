@@ -4,7 +4,10 @@ from dataclasses import dataclass
 
 from ldcvae.densities.covariances import KINDS
 
-__all__ = ["LDCVAEConfig"]
+__all__ = ["UPSAMPLES", "LDCVAEConfig"]
+
+UPSAMPLES = ("transposed", "nearest")
+"""How a convolutional decoder doubles height and width; the first is what it does when nothing is said."""
 
 
 @dataclass(frozen=True)
@@ -25,6 +28,10 @@ class LDCVAEConfig:
         logits: network custom: whether the decoder gives logits; else images in [0, 1].
         base_kind: its covariances: full, low_rank or diagonal (`ldcvae.densities.covariances.base_fields`).
         base_rank: their rank beside the diagonal, of kind low_rank.
+        upsample: how the decoder doubles height and width: transposed (convolutions) or nearest (neighbour, then a
+            convolution), of networks that do.
+        decoder_epochs: epochs of phase `decoder`; 0: the decoder is as phase 1 left it.
+        adversarial: weight of the discriminator's loss in that phase; 0: none.
     """
 
     image_shape: tuple[int, int, int]
@@ -40,11 +47,31 @@ class LDCVAEConfig:
     logits: bool = True
     base_kind: str = "full"
     base_rank: int = 0
+    upsample: str = "transposed"
+    decoder_epochs: int = 0
+    adversarial: float = 0.0
+
+    @property
+    def decoder_note(self) -> str:
+        """How phase `decoder` trained the decoder, in words for a table of images; empty without it.
+
+        Example:
+            >>> LDCVAEConfig((1, 8, 8), decoder_epochs=8, adversarial=4.0).decoder_note
+            'decoder trained adversarially, weight 4, 8 epochs'
+        """
+        if self.decoder_epochs == 0:
+            return ""
+        epochs = f"{self.decoder_epochs} epoch{'s' if self.decoder_epochs > 1 else ''}"
+        if self.adversarial == 0:
+            return f"decoder trained on without a discriminator, {epochs}"
+        return f"decoder trained adversarially, weight {self.adversarial:g}, {epochs}"
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "image_shape", tuple(self.image_shape))  # JSON has lists only
         if self.likelihood not in ("gaussian", "bernoulli"):
             raise ValueError(f"unknown likelihood {self.likelihood!r}: choose gaussian or bernoulli")
+        if self.upsample not in UPSAMPLES:
+            raise ValueError(f"unknown upsample {self.upsample!r}: choose {', '.join(UPSAMPLES)}")
         if self.base_kind not in KINDS:
             raise ValueError(f"unknown base_kind {self.base_kind!r}: choose {', '.join(KINDS)}")
         if (self.base_rank > 0) != (self.base_kind == "low_rank"):

@@ -76,7 +76,7 @@ class LDCVAE(
                 self.decoder = decoder if config.logits else nn.Sequential(decoder, ToLogits())
         else:
             self.encoder = build_encoder(config.network, shape, d, config.width, config.depth)
-            self.decoder = build_decoder(config.network, shape, d, config.width, config.depth)
+            self.decoder = build_decoder(config.network, shape, d, config.width, config.depth, config.upsample)
         self._build_sampler()
         self.register_buffer("latent_mean", torch.zeros(d))
         self.register_buffer("whitening_matrix", torch.eye(d))

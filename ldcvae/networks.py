@@ -10,6 +10,7 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
+from ldcvae.config import UPSAMPLES
 from ldcvae.variants import NETWORKS
 
 __all__ = [
@@ -53,16 +54,24 @@ def conv_encoder(shape: Shape, latent_dim: int, width: int, depth: int) -> nn.Mo
     )
 
 
-def conv_decoder(shape: Shape, latent_dim: int, width: int, depth: int) -> nn.Module:
+def _doubled(inputs: int, outputs: int, upsample: str) -> list[nn.Module]:
+    """Layers that double height and width: (B, inputs, H, W) -> (B, outputs, 2H, 2W)."""
+    if upsample == "transposed":
+        return [nn.ConvTranspose2d(inputs, outputs, 4, stride=2, padding=1)]
+    # Every pixel is made of the same number of inputs: no grid is laid over the image.
+    return [nn.Upsample(scale_factor=2, mode="nearest"), nn.Conv2d(inputs, outputs, 3, padding=1)]
+
+
+def conv_decoder(shape: Shape, latent_dim: int, width: int, depth: int, upsample: str = "transposed") -> nn.Module:
     channels, height, rows = shape
     seed = (2 * width, height // 4, rows // 4)
     return nn.Sequential(
         *_mlp([latent_dim, *[8 * width] * depth, seed[0] * seed[1] * seed[2]]),
         nn.SiLU(),
         nn.Unflatten(1, seed),
-        nn.ConvTranspose2d(2 * width, width, 4, stride=2, padding=1),
+        *_doubled(2 * width, width, upsample),
         nn.SiLU(),
-        nn.ConvTranspose2d(width, channels, 4, stride=2, padding=1),
+        *_doubled(width, channels, upsample),
     )
 
 
@@ -116,14 +125,14 @@ def resnet_encoder(shape: Shape, latent_dim: int, width: int, depth: int) -> nn.
     return nn.Sequential(*layers, *head, nn.Linear(features, 2 * latent_dim))
 
 
-def resnet_decoder(shape: Shape, latent_dim: int, width: int, depth: int) -> nn.Module:
+def resnet_decoder(shape: Shape, latent_dim: int, width: int, depth: int, upsample: str = "transposed") -> nn.Module:
     widths = _resnet_widths(shape, width)[::-1]
     scale = 2 ** (len(widths) - 1)
     seed = (widths[0], shape[1] // scale, shape[2] // scale)
     layers: list[nn.Module] = [nn.Linear(latent_dim, seed[0] * seed[1] * seed[2]), nn.Unflatten(1, seed)]
     for wide, narrow in itertools.pairwise(widths):
         layers += [_ResidualBlock(wide) for _ in range(depth)]
-        layers.append(nn.ConvTranspose2d(wide, narrow, 4, stride=2, padding=1))
+        layers += _doubled(wide, narrow, upsample)
     layers += [_ResidualBlock(widths[-1]) for _ in range(depth)]
     head = [nn.GroupNorm(_groups(widths[-1]), widths[-1]), nn.SiLU()]
     return nn.Sequential(*layers, *head, nn.Conv2d(widths[-1], shape[0], 3, padding=1))
@@ -177,15 +186,37 @@ def build_encoder(name: str, shape: Shape, latent_dim: int, width: int, depth: i
     return NETWORKS[choose_network(name, shape)].encoder(shape, latent_dim, width, depth)
 
 
-def build_decoder(name: str, shape: Shape, latent_dim: int, width: int, depth: int) -> nn.Module:
+def build_decoder(
+    name: str, shape: Shape, latent_dim: int, width: int, depth: int, upsample: str = "transposed"
+) -> nn.Module:
     """Decoder (B, latent_dim) -> (B, C, H, W) logits.
+
+    Args:
+        name: of the network, or auto.
+        shape: (C, H, W) of the images.
+        latent_dim: d.
+        width: hidden units, or channels of the first level.
+        depth: hidden layers, or residual blocks a level.
+        upsample: transposed (convolutions 4x4, stride 2) or nearest (nearest neighbour, then a convolution 3x3).
+
+    Raises:
+        ValueError: for an unknown name or way of upsampling, or one that the network does not know.
 
     Example:
         >>> import torch
         >>> build_decoder("resnet", (3, 64, 64), 16, width=8, depth=1)(torch.zeros(2, 16)).shape
         torch.Size([2, 3, 64, 64])
     """
-    return NETWORKS[choose_network(name, shape)].decoder(shape, latent_dim, width, depth)
+    network = NETWORKS[choose_network(name, shape)]
+    if upsample not in UPSAMPLES:
+        raise ValueError(f"unknown upsample {upsample!r}: choose {' or '.join(UPSAMPLES)}")
+    if upsample == UPSAMPLES[0]:
+        return network.decoder(shape, latent_dim, width, depth)
+    if not network.upsamples:
+        raise ValueError(
+            f"the decoder of network {network.name!r} does not upsample: leave upsample at {UPSAMPLES[0]}"
+        )
+    return network.decoder(shape, latent_dim, width, depth, upsample)
 
 
 class _ResidualLayer(nn.Module):

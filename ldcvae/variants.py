@@ -39,16 +39,17 @@ class Network:
 
     Attributes:
         name: how `model.network` calls it.
-        encoder: `(image shape (C, H, W), latent_dim, width, depth)` -> module (B, C, H, W) in [0, 1] -> (B, 2d), mean
-            and log variance side by side.
+        encoder: `(image shape (C, H, W), latent_dim, width, depth)` -> module (B, C, H, W) -> (B, 2d), mean first.
         decoder: the same arguments -> module (B, d) -> (B, C, H, W) logits.
         multiple: image shape -> what both image sides must be divisible by.
+        upsamples: whether `decoder` takes a fifth argument, of `ldcvae.config.UPSAMPLES`.
     """
 
     name: str
     encoder: Callable[[Shape, int, int, int], nn.Module]
-    decoder: Callable[[Shape, int, int, int], nn.Module]
+    decoder: Callable[..., nn.Module]
     multiple: Callable[[Shape], int] = field(default=lambda shape: 1)
+    upsamples: bool = False
 
 
 NETWORKS: Registry[Network] = Registry("network")
@@ -59,6 +60,7 @@ for _name in ("mlp", "conv", "resnet"):
             lazy(f"ldcvae.networks:{_name}_encoder"),
             lazy(f"ldcvae.networks:{_name}_decoder"),
             lazy(f"ldcvae.networks:{_name}_multiple"),
+            upsamples=_name != "mlp",
         )
     )
 

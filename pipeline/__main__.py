@@ -26,14 +26,14 @@ from pipeline.store.run import open_run
 __all__ = ["SECTIONS", "main"]
 
 SECTIONS = {
-    "run": ("data", "model", "train", "sampler", "sample", "evaluate", "report", "ray"),
+    "run": ("data", "model", "train", "decoder", "sampler", "sample", "evaluate", "report", "ray"),
     "prepare": ("data", "ray"),
-    "train": ("model", "train", "sampler", "ray"),
+    "train": ("model", "train", "decoder", "sampler", "ray"),
     "sample": ("sample", "ray"),
     "evaluate": ("evaluate", "ray"),
     "report": ("report",),
-    "tune": ("tune", "model", "train", "sampler", "evaluate", "ray"),
-    "compare": ("compare", "model", "train", "sampler", "evaluate", "ray"),
+    "tune": ("tune", "model", "train", "decoder", "sampler", "evaluate", "ray"),
+    "compare": ("compare", "model", "train", "decoder", "sampler", "evaluate", "ray"),
     "verify": (),
 }
 """Stage -> sections of the configuration that it reads; every stage reads name, storage and seed."""

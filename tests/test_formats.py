@@ -52,6 +52,7 @@ def test_every_stage_has_a_number_and_hands_it_over():
         ("compare", "pipeline/compare/claims.py", "pipeline/compare/judge.py"),
         ("autoencoder cell", "ldcvae/rivals/objectives.py", "ldcvae/rivals/fits.py"),
         ("generator cell", "ldcvae/densities/mcmc.py", "pipeline/compare/autoencoders.py"),
+        ("decoder cell", "ldcvae/discriminator.py", "ldcvae/rivals/objectives.py"),
         ("classifier", "pipeline/judge/extractors.py", "ldcvae/model.py"),
     ],
 )

@@ -1,9 +1,6 @@
 """Phase 1: encoder and decoder follow the Gibbs posterior of the training images."""
 
-import time
-from collections.abc import Iterator
 from dataclasses import fields
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -16,8 +13,9 @@ from ldcvae.metrics.reconstruction import reconstruction_error
 from ldcvae.model import LDCVAE
 from ldcvae.objective import elbo_step, svgd_step
 from ldcvae.training.encode import encode_split
-from ldcvae.training.feed import StoredImages, make_feed
-from ldcvae.training.phase import Cast, Phase, Progress
+from ldcvae.training.epochs import EpochPhase
+from ldcvae.training.feed import StoredImages
+from ldcvae.training.phase import Cast
 from ldcvae.training.settings import AutoencoderSettings
 from ldcvae.training.world import World, keyed_generator
 
@@ -45,7 +43,7 @@ def resolve_auto(settings: AutoencoderSettings, device: torch.device, network: n
     return AutoencoderSettings(**plain | {key: value for key, value in choices.items() if plain[key] == "auto"})
 
 
-class AutoencoderPhase(Phase):
+class AutoencoderPhase(EpochPhase):
     """Phase 1: encoder and decoder.
 
     Args:
@@ -77,22 +75,23 @@ class AutoencoderPhase(Phase):
     ):
         config = resolve_auto(config, world.device, model)
         self.objective = objective
-        self.model, self.config, self.world, self.seed = model, config, world, seed
-        self.batch = min(config.batch_size, len(images) // world.size * world.size)
-        if self.batch == 0:
-            raise ValueError(f"{len(images)} training images are too few for {world.size} workers")
-        self.steps_per_epoch = len(images) // self.batch
+        self.model, self.config = model, config
         autoencoder = nn.ModuleDict({"encoder": model.encoder, "decoder": model.decoder})
         if objective is not None:
             autoencoder["objective"] = objective
-        if config.channels_last:
-            # Before the averaged copy is made: averaging two memory formats would take a slow path.
-            autoencoder.to(memory_format=torch.channels_last)
-        total = config.epochs * self.steps_per_epoch
         super().__init__(
-            autoencoder, total, config.learning_rate, config.weight_decay, config.ema, bool(config.fused)
+            autoencoder,
+            images,
+            config.batch_size,
+            config.epochs,
+            world,
+            seed,
+            channels_last=bool(config.channels_last),
+            rate=config.learning_rate,
+            decay=config.weight_decay,
+            ema=config.ema,
+            fused=bool(config.fused),
         )
-        self.feed = make_feed(images, self.batch, world, seed)
         self.validation = validation
         encoder, decoder = (Cast(network, bool(config.bf16)) for network in (model.encoder, model.decoder))
         if config.compile:
@@ -102,80 +101,10 @@ class AutoencoderPhase(Phase):
         # The learnt latent energy, renewed every epoch (consistency > 0 only).
         self._energy: KernelMixture | None = None
         self._component: Tensor | None = None  # of each image: its kernel's number there, -1 for none
-        self._elapsed = 0.0  # seconds of this epoch before the last yield
 
-    @property
-    def epoch(self) -> int:
-        """Epochs completed."""
-        return self.step // self.steps_per_epoch
-
-    @property
-    def within(self) -> int:
-        """Steps taken in the current epoch."""
-        return self.step % self.steps_per_epoch
-
-    def batch_indices(self, step: int) -> Tensor:
-        """Positions in the training split of the images of a step, over all ranks."""
-        return self.feed.batch_indices(step)
-
-    def epochs(self, progress: Progress | None = None) -> Iterator[int]:
-        """Train epoch by epoch from the current position; yields the number of epochs completed.
-
-        Raises:
-            NonFiniteLossError: naming term and step, before the epoch counts as completed.
-        """
-        for _ in self.blocks(None, progress):
-            yield self.epoch
-
-    def blocks(self, length: int | None, progress: Progress | None = None) -> Iterator[int]:
-        """Train from the current position; yields the step at every epoch's end, and within one every `length` steps.
-
-        Raises:
-            NonFiniteLossError: naming term and step, before the block counts as completed.
-        """
-        while self.step < self.total:
-            started = said = time.perf_counter()
-            first = self.step
-            if self.config.consistency and self.within == 0:
-                self._renew_energy()
-            block = self.steps_per_epoch if length is None else length
-            end = min((self.within // block + 1) * block, self.steps_per_epoch) - self.within + first
-            while self.step < end:
-                self.monitor.add(self.step, self._losses())
-                self._update()
-                if progress is not None and (now := time.perf_counter()) - said > 1.0:
-                    said = now
-                    rate = (self.step - first) * self.batch / (now - started)
-                    progress({"phase": self.name, "done": self.step / self.total, "images_per_s": rate})
-            if self.within:
-                self.monitor.settle(self.world)
-                self._elapsed += time.perf_counter() - started
-            else:
-                self._finish_epoch(started, progress)
-            yield self.step
-
-    def _finish_epoch(self, started: float, progress: Progress | None) -> None:
-        losses = self.monitor.read(self.world)
-        elapsed = self._elapsed + time.perf_counter() - started
-        self._elapsed = 0.0
-        self.seconds += elapsed
-        record = {"phase": self.name, "epoch": self.epoch, "step": self.step} | losses
-        record["validation_mse"] = self.validation_error()
-        record["images_per_s"] = self.steps_per_epoch * self.batch / elapsed
-        record |= {"workers": self.world.size, "seconds": round(self.seconds, 3), "time": round(time.time(), 3)}
-        self.history.append(record)
-        if progress is not None:
-            progress({"done": self.step / self.total} | record)
-
-    def state(self) -> dict[str, Any]:
-        """Everything needed to go on from here, in the middle of an epoch too."""
-        return super().state() | {"epoch": {"seconds": self._elapsed, "losses": self.monitor.state()}}
-
-    def load(self, state: dict[str, Any]) -> None:
-        """Go on from `state`; the model's own weights are loaded by the caller."""
-        super().load(state)
-        self._elapsed = state["epoch"]["seconds"]
-        self.monitor.load(state["epoch"]["losses"], self.world.device)
+    def _begin_epoch(self) -> None:
+        if self.config.consistency:
+            self._renew_energy()
 
     def _losses(self) -> dict[str, Tensor]:
         config, device = self.config, self.world.device

@@ -1,4 +1,4 @@
-"""What both training phases share: optimizer, schedule, averaged weights, position, history.
+"""What the training phases share: optimizer, schedule, averaged weights, position, history.
 
 The phases are free of Ray: state in, checkpoints and progress out. They keep everything on the device, never wait
 for it between two reads of the losses, and draw all randomness from generators keyed by the step, so that a
@@ -6,7 +6,7 @@ resumed run and a run on more ranks follow the same path.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -99,7 +99,9 @@ def split_last_layer(network: nn.Module) -> tuple[list[nn.Module], list[nn.Modul
         return layers, []
     last = layers[weighted[-1]]
     # A module of modules may compute anything inside, and weights of another type want inputs of it.
-    plain = not any(True for _ in last.children()) and all(w.dtype == torch.float32 for w in last.parameters())
+    # What a parametrization makes of them, as spectral norm does, is the layer's own.
+    inside = any(name != "parametrizations" for name, _ in last.named_children())
+    plain = not inside and all(w.dtype == torch.float32 for w in last.parameters())
     start = weighted[-1] + (0 if plain else 1)
     return layers[:start], layers[start:]
 
@@ -112,22 +114,45 @@ def _in_order(network: nn.Module) -> list[nn.Module]:
 
 
 class Phase:
-    """An optimizer with cosine schedule, averaged weights, a position and a history; shared by both phases."""
+    """An optimizer with its schedule, averaged weights, a position and a history; shared by all phases.
+
+    Args:
+        network: to train, and to average.
+        total: steps.
+        rate: Adam's peak rate.
+        decay: decoupled weight decay.
+        ema: decay of the averaged weights; 0: none.
+        fused: fused Adam.
+        betas: of Adam.
+        more: parameter groups beside the network's own, as torch's optimizers take them.
+    """
 
     name = ""
 
-    def __init__(self, network: nn.Module, total: int, rate: float, decay: float, ema: float, fused: bool):
+    def __init__(
+        self,
+        network: nn.Module,
+        total: int,
+        rate: float,
+        decay: float,
+        ema: float,
+        fused: bool,
+        betas: tuple[float, float] = (0.9, 0.999),
+        more: Sequence[dict[str, Any]] = (),
+    ):
         self.network = network
         self.step = 0
         self.total = total
         self.seconds = 0.0
         self.history: list[dict[str, Any]] = []
-        self.optimizer = torch.optim.AdamW(network.parameters(), lr=rate, weight_decay=decay, fused=fused)
-        self.schedule = torch.optim.lr_scheduler.LambdaLR(self.optimizer, self._cosine)
+        groups: list[dict[str, Any]] = [{"params": list(network.parameters())}, *more]
+        self.optimizer = torch.optim.AdamW(groups, lr=rate, betas=betas, weight_decay=decay, fused=fused)
+        self.schedule = torch.optim.lr_scheduler.LambdaLR(self.optimizer, self._share_of_rate)
         self.average = running_average(network, ema, lambda: self.step) if ema else None
         self.monitor = LossMonitor()
 
-    def _cosine(self, step: int) -> float:
+    def _share_of_rate(self, step: int) -> float:
+        """What is left of the peak rate: a cosine to zero."""
         return 0.5 * (1.0 + math.cos(math.pi * min(step / self.total, 1.0)))
 
     def _update(self) -> None:
@@ -165,8 +190,14 @@ class Phase:
         """Go on from `state`; the model's own weights are loaded by the caller."""
         self.step, self.seconds, self.history = state["step"], state["seconds"], state["history"]
         self.optimizer.load_state_dict(state["optimizer"])
+        for weight, kept in self.optimizer.state.items():
+            for name, value in kept.items():
+                if isinstance(value, Tensor) and value.shape == weight.shape:
+                    # In the weight's memory format, which a checkpoint does not keep: fused Adam pairs numbers by
+                    # their place in memory, and would take those of other weights without a word.
+                    kept[name] = torch.empty_like(weight, dtype=value.dtype).copy_(value)
         self.schedule.last_epoch = state["schedule"]["last_epoch"]
         for group, base in zip(self.optimizer.param_groups, self.schedule.base_lrs, strict=True):
-            group["lr"] = base * self._cosine(self.schedule.last_epoch)
+            group["lr"] = base * self._share_of_rate(self.schedule.last_epoch)
         if self.average is not None:
             self.average.module.load_state_dict(state["average"])

@@ -7,9 +7,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ldcvae.densities.covariances import draws_to_fit
-from ldcvae.densities.gaussian import GaussianMixture
-from ldcvae.densities.low_rank import fit_gaussians
 from ldcvae.directions.fields import Step
 from ldcvae.directions.kernels import nearest_neighbour_distance
 from ldcvae.directions.stein import amortised_loss
@@ -17,6 +14,7 @@ from ldcvae.encodings import Encodings
 from ldcvae.metrics.diagnostics import variance_ratio
 from ldcvae.metrics.latents import mmd2, sliced_wasserstein
 from ldcvae.model import LDCVAE
+from ldcvae.training.base import fit_base
 from ldcvae.training.phase import Phase, Progress
 from ldcvae.training.settings import SamplerSettings
 from ldcvae.training.world import World, keyed_generator
@@ -38,6 +36,8 @@ class SamplerPhase(Phase):
         fused: fused Adam.
         state: of an earlier one, to go on from: nothing is fitted then, what it was fitted to stays. The model's own
             weights, whitening and base are loaded by the caller.
+        fitted: whether the model's whitening and base are those of these encodings already: phase `decoder` fits them
+            too.
 
     Attributes:
         base_kind: covariances of the base mixture: full, low_rank or diagonal; normal where the base is N(0, I).
@@ -55,6 +55,7 @@ class SamplerPhase(Phase):
         seed: int,
         fused: bool = True,
         state: dict[str, Any] | None = None,
+        fitted: bool = False,
     ):
         super().__init__(model.sampler, config.steps, config.learning_rate, 0.0, config.ema, fused)
         started = time.perf_counter()
@@ -67,7 +68,7 @@ class SamplerPhase(Phase):
         else:
             # One rank for all, and never again: another kind of CPU, or number of them, would give other last bits.
             if world.rank == 0:
-                self._fit(refit=state is None)
+                self._fit(refit=state is None and not fitted)
             world.share([self.unit, *model.buffers()])
         self.direction = DIRECTIONS.find(config.direction)
         self.bandwidths = [self.unit * width for width in config.bandwidths]
@@ -83,28 +84,14 @@ class SamplerPhase(Phase):
     def _fit(self, refit: bool) -> None:
         """Whitening, unit of bandwidths and base; only the unit for a checkpoint of 0.1, which does not hold it."""
         if refit:
-            self.model.set_whitening(self.encodings.whitening())
+            fit_base(self.model, self.encodings, self.config, self.seed)
         first = self._draw_targets(self._generator("unit"))
         if self.config.bandwidth_unit == "neighbour":
             self.unit.copy_(nearest_neighbour_distance(first))
-        if refit and self.config.base == "gmm":
-            self._fit_base(first.shape[1])
 
     def state(self) -> dict[str, Any]:
         """Everything needed to go on from here; the model, which holds whitening and base, is the caller's."""
         return super().state() | {"unit": self.unit}
-
-    def _fit_base(self, dim: int) -> None:
-        components, kind = self.config.base_components, self.base_kind
-        count = draws_to_fit(dim, components, kind)
-        draws = self.encodings.draw(count, self._generator("base"), self.config.posterior_noise)
-        white = self.model.whitening.whiten(draws)
-        del draws
-        base = fit_gaussians(white, components, self.seed, kind=kind, rank=self.model.config.base_rank)
-        if isinstance(base, GaussianMixture):
-            self.model.set_base(base.weights, base.means, base.covariances)
-        else:
-            self.model.set_base(base.weights, base.means, base.factors, base.variances)
 
     def _draw_targets(self, generator: torch.Generator) -> Tensor:
         draws = self.encodings.draw(self.config.particles, generator, self.config.posterior_noise)

@@ -1,4 +1,4 @@
-"""Settings of both training phases: fields, defaults, bounds and meanings, defined once.
+"""Settings of the training phases: fields, defaults, bounds and meanings, defined once.
 
 The library's `fit` takes them as they are; the pipeline's configuration sections inherit from them. Imports no torch.
 """
@@ -12,9 +12,20 @@ from typing_extensions import Doc
 from ldcvae.registry import OneOf
 from ldcvae.variants import DIRECTIONS
 
-__all__ = ["Auto", "AutoencoderSettings", "Count", "Fraction", "Positive", "SamplerSettings", "mistakes"]
+__all__ = [
+    "Auto",
+    "AutoencoderSettings",
+    "Count",
+    "DecoderSettings",
+    "Fraction",
+    "NotNegative",
+    "Positive",
+    "SamplerSettings",
+    "mistakes",
+]
 
 Positive = Annotated[float, Gt(0)]
+NotNegative = Annotated[float, Ge(0)]
 Fraction = Annotated[float, Ge(0), Le(1)]
 Count = Annotated[int, Ge(1)]
 # YAML reads on/off/yes/no as booleans; "auto" is what is right for the device.
@@ -81,6 +92,63 @@ class AutoencoderSettings(_Settings):
                 "repel each other; use objective 'elbo' for 1"
             )
         return ""
+
+
+@dataclass(frozen=True)
+class DecoderSettings(_Settings):
+    """The phase between the two: the decoder is trained on against a discriminator, the encoder stays as it is.
+
+    Example:
+        >>> DecoderSettings(epochs=8).adversarial
+        4.0
+        >>> DecoderSettings(perceptual=1.0)
+        Traceback (most recent call last):
+        ValueError: perceptual is 1.0, but perceptual_weights names no file with a network for it
+    """
+
+    epochs: Annotated[int, Ge(0), Doc("passes over the training images; 0: the decoder stays as phase 1 left it")] = 0
+    adversarial: Annotated[
+        NotNegative,
+        Doc("weight of the discriminator's loss beside the reconstruction loss summed over pixels; 0: none"),
+    ] = 4.0
+    adaptive: Annotated[
+        bool, Doc("multiply that weight by the ratio of both losses' gradients at the decoder's last layer")
+    ] = False
+    adaptive_cap: Annotated[Positive, Doc("the most that this ratio may be")] = 1e4
+    perceptual: Annotated[NotNegative, Doc("weight of a distance in the features of perceptual_weights; 0: none")] = (
+        0.0
+    )
+    perceptual_weights: Annotated[
+        str | None,
+        Doc("TorchScript file, in the pipeline its URL too: images (B, C, H, W) in [0, 1] to features, or a list"),
+    ] = None
+    noise: Annotated[
+        NotNegative,
+        Doc("standard deviation of extra noise on latents, in whitened units: 1 is as wide as all latents"),
+    ] = 0.0
+    sampler_draws: Annotated[
+        Fraction, Doc("share of the decoded images shown to the discriminator that come from draws of sampler.base")
+    ] = 0.0
+    judged: Annotated[
+        float, Gt(0), Le(1), Doc("share of every batch that the discriminator sees; its time goes with it")
+    ] = 1.0
+    width: Annotated[Count, Doc("channels of the discriminator's first convolution")] = 32
+    warm_up: Annotated[int, Ge(0), Doc("steps of the discriminator before its gradient reaches the decoder")] = 0
+    batch_size: Annotated[Count | None, Doc("images per step, over all workers; null: as in phase 1")] = None
+    learning_rate: Annotated[Positive, Doc("the decoder's rate of Adam, linear to zero")] = 2e-4
+    discriminator_learning_rate: Annotated[Positive, Doc("the discriminator's")] = 4e-4
+    ema: Annotated[float, Ge(0), Lt(1), Doc("decay of the decoder's averaged weights; 0: none")] = 0.999
+
+    def conflict(self) -> str:
+        """A perceptual loss needs a network."""
+        if self.perceptual > 0 and self.perceptual_weights is None:
+            return f"perceptual is {self.perceptual}, but perceptual_weights names no file with a network for it"
+        return ""
+
+    @property
+    def fits_base(self) -> bool:
+        """Whether this phase fits the sampler's base, which the sampler phase then takes as it is."""
+        return self.epochs > 0 and self.adversarial > 0 and self.sampler_draws > 0
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ of the generators is a function of the position: a resumed run needs nothing but
 """
 
 import hashlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -64,6 +64,15 @@ class World:
         if self.size > 1:
             for tensor in tensors:
                 dist.broadcast(tensor, 0)
+
+    def average(self, tensors: Sequence[Tensor]) -> None:
+        """The mean over ranks into the tensors, in place, by one message: gradients of a network without `wrap`."""
+        if self.size > 1:
+            flat = torch.cat([tensor.flatten() for tensor in tensors])
+            dist.all_reduce(flat)
+            flat /= self.size
+            for tensor, mean in zip(tensors, flat.split([tensor.numel() for tensor in tensors]), strict=True):
+                tensor.copy_(mean.view_as(tensor))
 
     def gather(self, part: Tensor) -> Tensor:
         """The parts of all ranks in rank order, without gradient: (size · n, …) from (n, …)."""

@@ -18,27 +18,34 @@ from pipeline.config.sections import Config
 from pipeline.judge.generators import read_keys
 from pipeline.remote.failures import kind_of_record
 from pipeline.store.folder import Folder, fingerprint, sha256
-from pipeline.store.model import build_model
+from pipeline.store.model import build_model, perceptual_content
 from pipeline.store.run import Run
 from pipeline.store.schema import Record, parse_as
 
 __all__ = [
     "AUTOENCODER_FORMAT",
+    "DECODER",
+    "DECODER_FORMAT",
     "GENERATOR_FORMAT",
     "Cell",
     "StoredAutoencoder",
     "again",
     "autoencoder_cell",
+    "decoder_cell",
     "generator_cell",
     "raised_formats",
     "read_autoencoder",
     "read_record",
 ]
 
-# Of what the two kinds of cells compute and keep; CONTRIBUTING.md says when to raise them. A generator's cell stands
+# Of what the kinds of cells compute and keep; CONTRIBUTING.md says when to raise them. A generator's cell stands
 # on an autoencoder's: raising the first number makes all cells anew.
 AUTOENCODER_FORMAT = 2
+DECODER_FORMAT = 2
 GENERATOR_FORMAT = 2
+
+DECODER = "+decoder"
+"""What the name of an autoencoder ends with whose decoder has had phase `decoder`."""
 
 _FILES = ("model.safetensors", "encodings.safetensors")
 
@@ -78,6 +85,8 @@ class Cell:
             'beta_vae@4/seed0'
             >>> Cell("0b", {"name": "gmm", "setting": None, "seed": 0, "parent": "0a", "on": "beta_vae@4"}).name
             'beta_vae@4/seed0/gmm'
+            >>> Cell("0c", {"name": "vae", "setting": None, "seed": 0, "parent": "0a", "decoder": True}).name
+            'vae+decoder/seed0'
         """
         own, seed = _label(self.job), f"seed{self.job['seed']}"
         return f"{self.job['on']}/{seed}/{own}" if "on" in self.job else f"{own}/{seed}"
@@ -94,8 +103,8 @@ class Cell:
 
 
 def _label(job: dict[str, Any]) -> str:
-    name, setting = job["name"], job["setting"]
-    return str(name) if setting is None else f"{name}@{int(setting) if setting == int(setting) else setting!r}"
+    name, setting, end = job["name"], job["setting"], DECODER if job.get("decoder") else ""
+    return f"{name}{'' if setting is None else f'@{int(setting) if setting == int(setting) else setting!r}'}{end}"
 
 
 def again(key: str) -> str:
@@ -111,10 +120,10 @@ def raised_formats() -> dict[str, int]:
     """The numbers that are no longer what they were when there was one for both: what a comparison depends on.
 
     Example:
-        >>> set(raised_formats()) <= {"autoencoder", "generator"}
+        >>> set(raised_formats()) <= {"autoencoder", "decoder", "generator"}
         True
     """
-    numbers = {"autoencoder": AUTOENCODER_FORMAT, "generator": GENERATOR_FORMAT}
+    numbers = {"autoencoder": AUTOENCODER_FORMAT, "decoder": DECODER_FORMAT, "generator": GENERATOR_FORMAT}
     return {kind: number for kind, number in numbers.items() if number > 2}
 
 
@@ -135,12 +144,25 @@ def autoencoder_cell(config: Config, data: str, features: str, name: str, settin
         "seed": seed,
         "data": data,
         "features": features,
-        "model": config.model.model_dump(mode="json"),
+        "model": config.model.kept_under(),
         "train": config.train.model_dump(mode="json", exclude=_OPERATIONAL),
     }
     if AUTOENCODERS[name].gibbs and config.train.consistency:
         content["consistency"] = [config.train.consistency, config.train.consistency_floor]
     return Cell(_key(AUTOENCODER_FORMAT, content), {"name": name, "setting": setting, "seed": seed})
+
+
+def decoder_cell(config: Config, parent: Cell) -> Cell:
+    """The cell of an autoencoder whose decoder is trained on by phase `decoder`; `parent` is the one without."""
+    content: dict[str, Any] = {
+        "decoder": config.decoder.model_dump(mode="json", exclude={"perceptual_weights"}),
+        "parent": parent.key,
+    }
+    if config.decoder.fits_base:
+        content["reads"] = read_keys(config, ("sampler.base", "sampler.base_components", "sampler.posterior_noise"))
+    if (weights := perceptual_content(config)) is not None:
+        content["perceptual_weights"] = sha256(weights)
+    return Cell(_key(DECODER_FORMAT, content), parent.job | {"parent": parent.key, "decoder": True})
 
 
 def generator_cell(config: Config, parent: Cell, name: str, setting: float | None) -> Cell:

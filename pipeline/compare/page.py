@@ -15,6 +15,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import NullLocator
 
 from ldcvae.variants import AUTOENCODERS, GENERATORS
+from pipeline.compare.cells import DECODER
 from pipeline.compare.claims import winner
 from pipeline.judge.pages.pictures import DARK, LIGHT, Picture, Theme, log_ticks, new_axes, new_figure, png_bytes
 from pipeline.judge.pages.plots import dots
@@ -128,7 +129,7 @@ def _best(lines: Sequence[_Line]) -> _Line | None:
 
 def _gibbs(name: str) -> bool:
     """Whether an autoencoder is LDC-VAE itself; one of a plugin that is not loaded is not."""
-    record = AUTOENCODERS.get(name)
+    record = AUTOENCODERS.get(name.removesuffix(DECODER))
     return record is not None and record.gibbs
 
 

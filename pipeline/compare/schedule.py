@@ -9,7 +9,8 @@ from typing import Any
 from ldcvae.training.heap import keep_freed_memory
 from ldcvae.variants import AUTOENCODERS, GENERATORS
 from pipeline.compare.autoencoders import train_autoencoder
-from pipeline.compare.cells import Cell, autoencoder_cell, generator_cell, read_record
+from pipeline.compare.cells import DECODER, Cell, autoencoder_cell, decoder_cell, generator_cell, read_record
+from pipeline.compare.decoders import train_decoder
 from pipeline.compare.judge import judge_generator
 from pipeline.config.errors import PipelineError
 from pipeline.judge.figures import Reference
@@ -26,6 +27,7 @@ SELECTOR = "gmm"
 """The generator whose FD on validation images chooses among an autoencoder's candidates."""
 
 _TRIES = 3  # in one comparison, of a cell whose process is lost
+_ENDS = {"none": [""], "all": [DECODER], "both": ["", DECODER]}  # of autoencoders' names, by `compare.decoder`
 
 Work = Callable[[Run, Cell, Reference], dict[str, Any]]
 
@@ -93,11 +95,13 @@ class Schedule:
         for name, candidates in settings.autoencoders.items():
             weights += [self._weight(name)] * (max(1, len(candidates)) + settings.seeds - 1)
             weights += [self._weight(SELECTOR)] * (len(candidates) if len(candidates) > 1 else 0)
-            for generator in settings.generators_of(name):
-                cells = max(1, len(settings.generators[generator])) + settings.seeds - 1
-                # The mixture that an autoencoder was chosen by is there already.
-                cells -= generator == SELECTOR and len(candidates) > 1
-                weights += [self._weight(generator)] * cells
+            for end in _ENDS[settings.decoder]:
+                weights += [self._weight(name)] * (settings.seeds if end else 0)
+                for generator in settings.generators_of(name):
+                    cells = max(1, len(settings.generators[generator])) + settings.seeds - 1
+                    # The mixture that an autoencoder was chosen by is there already.
+                    cells -= not end and generator == SELECTOR and len(candidates) > 1
+                    weights += [self._weight(generator)] * cells
         return len(weights), sum(weights)
 
     def _kept(self, cell: Cell) -> dict[str, Any] | None:
@@ -182,8 +186,8 @@ class Schedule:
             return failed
         return {"setting": chosen, "candidates": table, "grid": f"{cells[0].folder}/grid.png"} | _over_seeds(records)
 
-    async def rows(self, name: str) -> dict[str, Any]:
-        """Everything about one autoencoder."""
+    async def rows(self, name: str, decoder: bool = False) -> dict[str, Any]:
+        """Everything about one autoencoder, or about the same with its decoder trained on."""
         setting, table = await self.choose(name)
         if setting is None and table:
             return {"failure": "no candidate could be trained"}
@@ -191,15 +195,24 @@ class Schedule:
         records = await asyncio.gather(*(self.compute(train_autoencoder, cell) for cell in cells))
         if failed := _failed(cells, records):
             return failed
+        if decoder:
+            cells = [decoder_cell(self.config, cell) for cell in cells]
+            records = await asyncio.gather(*(self.compute(train_decoder, cell) for cell in cells))
+            if failed := _failed(cells, records):
+                return failed
         names = self.config.compare.generators_of(name)
         found = await asyncio.gather(*(self.generator(generator, cells) for generator in names))
         own = {"setting": setting, "candidates": table} | _over_seeds(records)
         return {"autoencoder": own, "generators": dict(zip(names, found, strict=True))}
 
     async def all(self) -> dict[str, dict[str, Any]]:
-        """Everything, by autoencoder."""
+        """Everything, by autoencoder; with `DECODER` at the end of its name where its decoder was trained on."""
         names = list(self.config.compare.autoencoders)
-        return dict(zip(names, await asyncio.gather(*map(self.rows, names)), strict=True))
+        found: dict[str, dict[str, Any]] = {}
+        for end in _ENDS[self.config.compare.decoder]:  # one after the other: the second stands on cells of the first
+            rows = await asyncio.gather(*(self.rows(name, bool(end)) for name in names))
+            found |= {f"{name}{end}": row for name, row in zip(names, rows, strict=True)}
+        return found
 
 
 def _failed(cells: Sequence[Cell], records: Sequence[dict[str, Any]]) -> dict[str, str]:

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 from fnmatch import fnmatchcase
 from typing import Any
 
-from pipeline.compare.cells import Cell, autoencoder_cell, generator_cell
+from pipeline.compare.cells import DECODER, Cell, autoencoder_cell, decoder_cell, generator_cell
 from pipeline.config.errors import ConfigError, PipelineError
 from pipeline.config.sections import Config
 from pipeline.store.folder import Folder
@@ -38,16 +38,17 @@ def possible_cells(config: Config, data: str = "", features: str = "") -> Iterat
         for setting in _settings(candidates):
             for seed in range(settings.seeds):
                 cell = autoencoder_cell(config, data, features, name, setting, config.seed + seed)
-                yield cell
-                for generator in settings.generators_of(name):
-                    for own in _settings(settings.generators[generator]):
-                        yield generator_cell(config, cell, generator, own)
+                for on in [cell] if settings.decoder == "none" else [cell, decoder_cell(config, cell)]:
+                    yield on
+                    for generator in settings.generators_of(name):
+                        for own in _settings(settings.generators[generator]):
+                            yield generator_cell(config, on, generator, own)
 
 
 def _parts(name: str) -> set[str]:
     """What a pattern without a slash is held against: the name's parts, with and without their settings."""
     parts = name.split("/")
-    return {*parts, *(part.partition("@")[0] for part in parts)}
+    return {*parts, *(part.partition("@")[0].removesuffix(DECODER) for part in parts)}
 
 
 def _matches(pattern: str, cell: Cell) -> bool:
@@ -130,14 +131,19 @@ def remove_cells(folder: Folder, cells: Sequence[Cell], patterns: Sequence[str])
         return job.get("parent") if isinstance(job, dict) else None
 
     # A generator's key holds its autoencoder's, which is not another one when the autoencoder is made anew.
-    above = {cell.key for cell in cells if cell.job.get("parent") in named} | {
-        key for key in stored if parent(key) in named
-    }
+    above: set[str] = set()
+    while True:  # what stands on a cell may have others on it
+        under = named | above
+        more_above = {cell.key for cell in cells if cell.job.get("parent") in under}
+        more_above |= {key for key in stored if parent(key) in under}
+        if more_above <= above:
+            break
+        above |= more_above
     gone = [key for key in stored if key in named | above]
     names = {cell.key: cell.name for cell in cells}
     shown = ", ".join([names.get(key, key) for key in gone][:_SHOWN]) + (", …" if len(gone) > _SHOWN else "")
     more = len(set(gone) & above - named)
-    also = f"; {more} of them are generators on autoencoders that are made anew" if more else ""
+    also = f"; {more} of them stand on autoencoders that are made anew" if more else ""
     what = "1 cell" if len(gone) == 1 else f"{len(gone)} cells"
     say(
         f"compare: --force deletes {what}, {hours([stored[key] for key in gone])}{also}" + (f": {shown}" * bool(gone))

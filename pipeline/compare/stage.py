@@ -13,7 +13,7 @@ import torch
 
 from ldcvae.variants import AUTOENCODERS, GENERATORS
 from pipeline import prepare
-from pipeline.compare.cells import Cell, raised_formats
+from pipeline.compare.cells import DECODER, Cell, raised_formats
 from pipeline.compare.claims import goals
 from pipeline.compare.page import make_page, markdown_table
 from pipeline.compare.schedule import SELECTOR, Schedule
@@ -39,14 +39,15 @@ FORMAT = 1  # of results, claims and page; cells have numbers of their own; CONT
 
 def _results(run: Run, reference: Reference, found: dict[str, dict[str, Any]]) -> dict[str, Any]:
     config, data, evaluate = run.config, run.data, run.config.evaluate
-    budget = budget_of(config)
+    budget, model = budget_of(config), build_model(config, run.shape)
     autoencoders, rows, failures = [], [], []
     for name, of in found.items():
         if "failure" in of:
             failures.append({"autoencoder": name, "generator": None} | _reason(of))
             continue
-        one = AUTOENCODERS[name]
-        about = {"name": name, "label": one.label, "knob": one.knob}
+        one = AUTOENCODERS[name.removesuffix(DECODER)]
+        label = one.label + (" + decoder" if name.endswith(DECODER) else "")
+        about = {"name": name, "label": label, "knob": one.knob}
         autoencoders.append(about | {"decoder_passes": one.passes(config.train.particles)} | of["autoencoder"])
         for generator, row in of["generators"].items():
             if "failure" in row:
@@ -85,7 +86,7 @@ def _results(run: Run, reference: Reference, found: dict[str, dict[str, Any]]) -
             "latent_dim": config.model.latent_dim,
             "parameters": sum(
                 weight.numel()
-                for name, weight in build_model(config, run.shape).named_parameters()
+                for name, weight in model.named_parameters()
                 if name.startswith(("encoder.", "decoder."))
             ),
         },
@@ -99,9 +100,19 @@ def _results(run: Run, reference: Reference, found: dict[str, dict[str, Any]]) -
     }
     results["doubts"] = doubts(results, label_share(data.info["label_counts"]))
     # What the figures cannot decide is neither met nor missed.
-    names = {name: record.label for name, record in AUTOENCODERS.items()}
-    results["goals"] = [] if results["doubts"] else goals(rows, names)
+    results["goals"] = [] if results["doubts"] else _goals(rows)
+    if config.compare.decoder != "none":
+        results["decoder"] = {"which": config.compare.decoder, "note": model.config.decoder_note}
     return results
+
+
+def _goals(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The claims, of autoencoders without phase `decoder` and of those with it, never one against the other."""
+    names = {name: record.label for name, record in AUTOENCODERS.items()}
+    plain = [row for row in rows if not row["autoencoder"].endswith(DECODER)]
+    sharp = [row | {"autoencoder": row["autoencoder"].removesuffix(DECODER)} for row in rows if row not in plain]
+    after = [goal | {"claim": f"after phase decoder, {goal['claim']}"} for goal in goals(sharp, names)]
+    return [*goals(plain, names), *after]
 
 
 def _reason(row: dict[str, Any]) -> dict[str, Any]:
@@ -134,6 +145,8 @@ def _check(config: Config) -> None:
     for name in config.compare.autoencoders:
         if AUTOENCODERS[name].encoder == "svgd" and config.train.particles < 2:
             mistakes.append(f"train.particles: {name} needs at least 2, got {config.train.particles}")
+    if config.compare.decoder != "none" and not config.decoder.epochs:
+        mistakes.append(f"decoder.epochs: compare.decoder={config.compare.decoder} needs at least 1")
     if mistakes:
         raise ConfigError("\n  ".join(["the comparison cannot be made:", *mistakes]))
 
@@ -178,7 +191,9 @@ def run(run: Run, force: bool = False, cells: Sequence[str] = (), retry_failed: 
     data = prepare.run(run)
     sections = ("model", "train", "sampler", "evaluate", "compare")
     carried_out = {"num_workers", "device", "checkpoint_epochs", "checkpoint_steps", "keep_checkpoints"}
-    depends_on = {name: getattr(config, name).model_dump(mode="json", exclude=carried_out) for name in sections}
+    depends_on = {name: getattr(config, name).kept_under(carried_out) for name in sections}
+    if config.compare.decoder != "none":
+        depends_on["decoder"] = config.decoder.model_dump(mode="json")
     if raised := raised_formats():  # else a finished comparison would go on showing cells of an older format
         depends_on["cells"] = raised
 

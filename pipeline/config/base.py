@@ -1,6 +1,7 @@
 """What all sections of the schema are made of: fixed keys, and types whose values are registered."""
 
-from typing import Annotated, Any
+from collections.abc import Collection
+from typing import Annotated, Any, ClassVar
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationInfo, field_validator, model_validator
 
@@ -17,6 +18,14 @@ class Section(BaseModel):
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    later: ClassVar[frozenset[str]] = frozenset()
+    """Keys that 0.1 had not. At their defaults they mean what it did: they are left out of fingerprints then."""
+
+    def kept_under(self, exclude: Collection[str] = ()) -> dict[str, Any]:
+        """The section's part of a fingerprint, as JSON has it; without the keys of `exclude`."""
+        plain = {key for key in self.later if getattr(self, key) == type(self).model_fields[key].default}
+        return self.model_dump(mode="json", exclude=plain | set(exclude))
 
     @field_validator("*")
     @classmethod

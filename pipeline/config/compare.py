@@ -1,6 +1,6 @@
 """The schema's section for the comparison, `compare`."""
 
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field
 
@@ -54,6 +54,10 @@ class CompareConfig(Section):
     only: dict[str, list[str]] = Field(
         {}, description="generators on an autoencoder where it is not all, e.g. {vae: [prior, gmm, drift]}"
     )
+    decoder: Literal["none", "all", "both"] = Field(
+        "none",
+        description="phase decoder (section decoder): on no autoencoder, on all of them, or all without and with it",
+    )
     seeds: Annotated[int, Field(ge=1, le=100)] = Field(
         3, description="trainings of everything; raising it adds to them"
     )
@@ -71,6 +75,8 @@ class CompareConfig(Section):
     gpus_per_cell: Annotated[float, Field(ge=0)] | None = Field(
         None, description="GPUs of a cell, 0.25 for four cells a GPU; null: 1 where there are GPUs"
     )
+
+    later = frozenset({"decoder"})
 
     def conflict(self) -> str:
         """Rows of `only` that are not compared."""

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field
 
 from ldcvae.registry import OneOf
-from ldcvae.training.settings import AutoencoderSettings, Count, SamplerSettings
+from ldcvae.training.settings import AutoencoderSettings, Count, DecoderSettings, SamplerSettings
 from ldcvae.variants import GENERATORS, NETWORKS
 from pipeline.config.base import Section, one_of
 from pipeline.config.compare import CompareConfig
@@ -20,6 +20,7 @@ __all__ = [
     "CompareConfig",
     "Config",
     "DataConfig",
+    "DecoderConfig",
     "EvaluateConfig",
     "ModelConfig",
     "RayConfig",
@@ -94,6 +95,13 @@ class ModelConfig(Section):
         "gaussian",
         description="reconstruction loss l(x, z): squared error or cross-entropy, summed over pixels",
     )
+    upsample: Literal["transposed", "nearest"] = Field(
+        "transposed",
+        description="how decoders of conv and resnet double the size: transposed convolutions, which may leave a "
+        "grid, or nearest neighbour and a convolution",
+    )
+
+    later = frozenset({"upsample"})
 
 
 class TrainConfig(Section, AutoencoderSettings):
@@ -106,7 +114,7 @@ class TrainConfig(Section, AutoencoderSettings):
     device: Literal["auto", "cpu", "cuda"] = Field(
         "auto", description="of sampling and judging too; auto: cuda where the cluster or machine has GPUs"
     )
-    checkpoint_epochs: Count = Field(25, description="epochs between checkpoints of phase 1")
+    checkpoint_epochs: Count = Field(25, description="epochs between checkpoints of phases 1 and decoder")
     checkpoint_steps: Count | None = Field(None, description="steps between checkpoints within an epoch; null: none")
     keep_checkpoints: Count = Field(2, description="how many of the newest checkpoints stay on storage")
     max_failures: Annotated[int, Field(ge=0)] = Field(3, description="lost workers before the run gives up")
@@ -126,6 +134,10 @@ class TrainConfig(Section, AutoencoderSettings):
     def most_workers(self) -> int:
         """The most data-parallel processes."""
         return self.num_workers if isinstance(self.num_workers, int) else self.num_workers[1]
+
+
+class DecoderConfig(Section, DecoderSettings):
+    """Between the phases: the decoder trained on against a discriminator, on frozen encodings."""
 
 
 class SamplerConfig(Section, SamplerSettings):
@@ -212,6 +224,7 @@ class Config(Section):
     data: DataConfig = DataConfig()
     model: ModelConfig = ModelConfig()
     train: TrainConfig = TrainConfig()
+    decoder: DecoderConfig = DecoderConfig()
     sampler: SamplerConfig = SamplerConfig()
     sample: SampleConfig = SampleConfig()
     evaluate: EvaluateConfig = EvaluateConfig()

@@ -90,7 +90,10 @@ def equal_parts(config: Config) -> Iterator[str]:
     """Batches of which some number of workers that training may have cannot take equal parts."""
     train = config.train
     workers = range(train.least_workers, train.most_workers + 1)
-    for key, value in (("train.batch_size", train.batch_size), ("sampler.particles", config.sampler.particles)):
+    sizes = [("train.batch_size", train.batch_size), ("sampler.particles", config.sampler.particles)]
+    if config.decoder.epochs and config.decoder.batch_size is not None:
+        sizes.append(("decoder.batch_size", config.decoder.batch_size))
+    for key, value in sizes:
         if bad := [str(number) for number in workers if value % number]:
             yield (
                 f"{key}: {value} does not divide over train.num_workers={train.num_workers}"
@@ -101,6 +104,6 @@ def equal_parts(config: Config) -> Iterator[str]:
 CHECKS = (
     Check(("storage",), _storage),
     Check(("data",), _data),
-    Check(("train", "sampler"), equal_parts),
+    Check(("train", "decoder", "sampler"), equal_parts),
 )
 """What is checked of every configuration that a user gives."""

@@ -39,8 +39,9 @@ class TuneConfig(Section):
 
     space: dict[str, Distribution] = Field(
         _SAMPLER_SPACE,
-        description="searched keys of model, train and sampler, each with {type: loguniform|uniform|int|logint, low, "
-        "high} or {type: choice, values}; sampler.bandwidths.smallest, .largest and .count make a geometric ladder",
+        description="searched keys of model, train, decoder and sampler, each with {type: loguniform|uniform|int|"
+        "logint, low, high} or {type: choice, values}; sampler.bandwidths.smallest, .largest and .count make a "
+        "geometric ladder",
     )
     start_from: list[dict[str, Any]] = Field(
         [], description="points to evaluate after the config's own values, each as {dotted key: value}"

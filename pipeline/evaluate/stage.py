@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 
+from ldcvae.model import LDCVAEConfig
 from ldcvae.training.encode import encode_split
 from ldcvae.training.world import keyed_generator
 from ldcvae.variants import GENERATORS
@@ -72,11 +73,19 @@ def _evaluate(run: Run) -> tuple[dict[str, Any], tuple[str, ...]]:
         "neighbours": settings.neighbours,
         "seed": config.seed,
         "device": device_name(device),
+        "decoder": _decoder(model.config),
         "reconstruction": reconstruction,
         "floor": floor,
         "generators": generators,
     }
     return metrics, extractor.files
+
+
+def _decoder(config: LDCVAEConfig) -> dict[str, Any] | None:
+    """What sets this model's images apart from those of a decoder as phase 1 leaves it; None for such a one."""
+    if not config.decoder_note:
+        return None
+    return {"epochs": config.decoder_epochs, "adversarial": config.adversarial, "note": config.decoder_note}
 
 
 def run(run: Run, force: bool = False) -> Manifest:
@@ -112,6 +121,8 @@ def _tell(metrics: dict[str, Any]) -> None:
     say(
         f"{'latents':{width}}{figure:>18}{'precision':>11}{'recall':>8}{'density':>9}{'coverage':>10}{'MMD²·1e3':>10}{'latents/s':>13}"
     )
+    if metrics["decoder"] is not None:
+        say(f"all of them: {metrics['decoder']['note']}")
     for name, row in metrics["generators"].items():
         fd = f"{row['fd']:.3f} ± {row['spread']['fd']:.3f}"
         say(

@@ -27,7 +27,9 @@ def describe(record: dict[str, Any]) -> str:
     for name, value in record.items():
         if name.endswith("_per_s"):
             parts.append(f"{value:,.0f} {name.removesuffix('_per_s')}/s")
-        elif name in ("reconstruction", "kl", "field_rms") or name.startswith("validation_"):
+        elif name in ("reconstruction", "kl", "discriminator", "adversarial", "field_rms") or name.startswith(
+            "validation_"
+        ):
             parts.append(f"{name.replace('_', ' ')} {value:.3g}")
     return ", ".join(parts)
 

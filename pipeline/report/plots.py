@@ -19,6 +19,16 @@ _PANELS = {  # phase -> key in train/metrics.jsonl -> title
         "stein": "Stein term",
         "validation_mse": "Validation MSE",
     },
+    "decoder": {
+        "loss": "Loss",
+        "reconstruction": "Reconstruction loss",
+        "perceptual": "Perceptual distance",
+        "adversarial": "Adversarial loss",
+        "discriminator": "Discriminator loss",
+        "real_score": "Score of real images",
+        "fake_score": "Score of decoded images",
+        "validation_mse": "Validation MSE",
+    },
     "sampler": {
         "field_rms": "Field RMS",
         "validation_mmd2": "Validation latent MMD²",

@@ -7,16 +7,27 @@ import copy
 import tempfile
 from pathlib import Path
 
+import torch
 from torch import nn
 
 from ldcvae.densities.covariances import base_fields
 from ldcvae.model import LDCVAE, LDCVAEConfig
-from pipeline.config.errors import PipelineError
+from ldcvae.perceptual import feature_distance, load_features
+from pipeline.config.errors import ConfigError, PipelineError
 from pipeline.config.sections import Config
 from pipeline.store.folder import Folder
 from pipeline.store.run import Run
 
-__all__ = ["BEST_FILES", "MODEL_FILES", "build_model", "load_model", "write_best", "write_model"]
+__all__ = [
+    "BEST_FILES",
+    "MODEL_FILES",
+    "build_model",
+    "load_model",
+    "perceptual_content",
+    "perceptual_features",
+    "write_best",
+    "write_model",
+]
 
 MODEL_FILES = ("model/config.json", "model/model.safetensors")
 BEST_FILES = ("train/best/config.json", "train/best/model.safetensors")
@@ -32,7 +43,7 @@ def build_model(config: Config, image_shape: tuple[int, int, int]) -> LDCVAE:
         >>> build_model(Config(), (1, 8, 8)).config.network
         'auto'
     """
-    model, sampler = config.model, config.sampler
+    model, decoder, sampler = config.model, config.decoder, config.sampler
     return LDCVAE(
         LDCVAEConfig(
             image_shape=image_shape,
@@ -42,11 +53,55 @@ def build_model(config: Config, image_shape: tuple[int, int, int]) -> LDCVAE:
             depth=model.depth,
             likelihood=model.likelihood,
             inverse_temperature=config.train.inverse_temperature,
+            upsample=model.upsample,
+            decoder_epochs=decoder.epochs,
+            adversarial=decoder.adversarial if decoder.epochs else 0.0,
             sampler_width=sampler.width,
             sampler_depth=sampler.depth,
             **base_fields(model.latent_dim, sampler.base_components if sampler.base == "gmm" else 0),
         )
     )
+
+
+def perceptual_content(config: Config) -> bytes | None:
+    """The file `decoder.perceptual_weights`; None where phase `decoder` needs none.
+
+    Raises:
+        ConfigError: if it cannot be read.
+
+    Example:
+        >>> perceptual_content(Config()) is None
+        True
+    """
+    settings = config.decoder
+    if not settings.epochs or not settings.perceptual or settings.perceptual_weights is None:
+        return None
+    folder, _, name = settings.perceptual_weights.rpartition("/")
+    try:
+        return Folder(folder or ".").read(name)
+    except PipelineError as error:
+        raise ConfigError(f"decoder.perceptual_weights: {error}") from None
+
+
+def perceptual_features(
+    config: Config, image_shape: tuple[int, int, int], device: torch.device | str = "cpu"
+) -> nn.Module | None:
+    """The network in that file, on a device.
+
+    Raises:
+        ConfigError: if it cannot be read, is no TorchScript, or gives no features of images of this shape (C, H, W).
+    """
+    content = perceptual_content(config)
+    if content is None:
+        return None
+    try:
+        network = load_features(content, device)
+        nothing = torch.zeros(2, *image_shape, device=device)
+        feature_distance(network, nothing, nothing)
+    except (RuntimeError, ValueError) as error:
+        reason = str(error).strip().splitlines()[-1]
+        raise ConfigError(f"decoder.perceptual_weights: {config.decoder.perceptual_weights}: {reason}") from None
+    return network
 
 
 def write_model(folder: Folder, model: LDCVAE, files: tuple[str, ...] = MODEL_FILES) -> None:

@@ -34,6 +34,9 @@ STAGES = {
 # something else than before, its own `FORMAT` is raised.
 _VERSION = "0.1.0"
 
+# What a training was made with that does not say: these keys came later, and are not kept at their defaults.
+_BEFORE = {"model.upsample": "transposed", "decoder.epochs": 0}
+
 
 @dataclass(frozen=True)
 class Run:
@@ -107,6 +110,8 @@ class Run:
         manifest = self.manifest(stage)
         here = _flat(self.config.model_dump(mode="json"))
         there = _flat(manifest.info.get("made_with", {}))
+        if stage == "train":
+            there = _BEFORE | there
         differing = [
             f"{key}: {value!r} there, {here[key]!r} here"
             for key, value in there.items()

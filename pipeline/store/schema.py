@@ -115,6 +115,7 @@ class Metrics(TypedDict):
     generators: dict[str, _Row]
     num_reference: NotRequired[_Count]
     device: NotRequired[str | None]
+    decoder: NotRequired[dict[str, Any] | None]
     reconstruction: NotRequired[_Row]
     floor: NotRequired[_Row]
 

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from ldcvae.discriminator import LEAST_SIDE
 from pipeline.config.errors import ConfigError, PipelineError
 from pipeline.config.together import equal_parts
 from pipeline.remote.connect import connect
@@ -9,10 +10,10 @@ from pipeline.remote.hardware import is_local, place_workers
 from pipeline.remote.internals import cancel_reservation, reservation_of
 from pipeline.remote.memory import kernel_kills
 from pipeline.remote.progress import board
-from pipeline.store.folder import Folder
+from pipeline.store.folder import Folder, sha256
 from pipeline.store.history import HISTORY_FILES, read_history
 from pipeline.store.manifest import Manifest, say
-from pipeline.store.model import BEST_FILES, MODEL_FILES, build_model
+from pipeline.store.model import BEST_FILES, MODEL_FILES, build_model, perceptual_content, perceptual_features
 from pipeline.store.run import Run
 from pipeline.train.failures import counting, explain, kills_since
 from pipeline.train.worker import train_worker
@@ -35,6 +36,16 @@ def _check(run: Run) -> None:
         build_model(config, run.shape)
     except ValueError as error:
         mistakes.append(f"model.network: {error}")
+    try:
+        perceptual_features(config, run.shape)
+    except ConfigError as error:
+        mistakes.append(str(error))
+    smallest = min(run.shape[1:])
+    if config.decoder.epochs and config.decoder.adversarial and smallest < LEAST_SIDE:
+        mistakes.append(
+            f"decoder.adversarial: images of {smallest} pixels are too small for the discriminator, which needs "
+            f"{LEAST_SIDE}; use 0"
+        )
     if mistakes:
         raise ConfigError("\n  ".join(["the configuration does not fit the data:", *mistakes]))
 
@@ -125,11 +136,15 @@ def run(run: Run, force: bool = False) -> Manifest:
             "num_workers": config.train.num_workers,
         } | outcome
 
-    depends_on = {
+    depends_on: dict[str, Any] = {
         "data": data.digest,
         "seed": config.seed,
-        "model": config.model.model_dump(mode="json"),
+        "model": config.model.kept_under(),
         "train": config.train.model_dump(mode="json", exclude=_OPERATIONAL),
         "sampler": config.sampler.model_dump(mode="json", exclude={"checkpoint_steps"}),
     }
+    if config.decoder.epochs:
+        depends_on["decoder"] = config.decoder.model_dump(mode="json", exclude={"perceptual_weights"})
+        if (content := perceptual_content(config)) is not None:  # it may lie elsewhere tomorrow
+            depends_on["perceptual_weights"] = sha256(content)
     return run.stage("train", depends_on, work, force, FORMAT)

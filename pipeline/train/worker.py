@@ -1,4 +1,4 @@
-"""What one training process does: resume, phase 1, phase 2, write the model. Runs inside Ray Train."""
+"""What one training process does: resume, the phases one after the other, write the model. Runs inside Ray Train."""
 
 import platform
 import tempfile
@@ -12,14 +12,16 @@ from torch.nn.parallel import DistributedDataParallel
 from ldcvae.densities.covariances import base_note
 from ldcvae.model import LDCVAE
 from ldcvae.training.autoencoder import AutoencoderPhase
+from ldcvae.training.decoder import DecoderPhase
 from ldcvae.training.encode import encode_split
+from ldcvae.training.epochs import EpochPhase
 from ldcvae.training.heap import keep_freed_memory, peak_mb
 from ldcvae.training.monitor import NonFiniteLossError
-from ldcvae.training.phase import Phase
+from ldcvae.training.phase import Phase, Progress
 from ldcvae.training.sampler import SamplerPhase
 from ldcvae.training.world import World
 from pipeline.config.errors import PipelineError
-from pipeline.config.sections import Config
+from pipeline.config.sections import Config, TrainConfig
 from pipeline.remote.failures import WorkerMemoryError, is_out_of_memory
 from pipeline.remote.memory import own_memory
 from pipeline.store.checkpoint import load_state, save_state
@@ -27,7 +29,7 @@ from pipeline.store.data.splits import split_images
 from pipeline.store.data.stored import StoredSplit
 from pipeline.store.folder import Folder
 from pipeline.store.history import write_history
-from pipeline.store.model import build_model, write_best, write_model
+from pipeline.store.model import build_model, perceptual_features, write_best, write_model
 from pipeline.store.run import Run
 from pipeline.train.failures import remedy
 
@@ -165,24 +167,49 @@ def _train(job: dict[str, Any]) -> dict[str, Any]:
     if state is not None:
         model.load_state_dict(state["model"])
         reporter.earlier = state["earlier"]
+    phase: EpochPhase | None = None
     try:
         if state is None or state["phase"]["phase"] == AutoencoderPhase.name:
-            first = AutoencoderPhase(model, train, validation, settings, world, config.seed)
+            phase = AutoencoderPhase(model, train, validation, settings, world, config.seed)
             if state is not None:
-                first.load(state["phase"])
+                phase.load(state["phase"])
                 state = None
             if world.rank == 0 and isinstance(train, StoredSplit):
                 reporter.say(f"train: {len(train):,} images stream from storage, {len(train.groups):,} row groups")
-            for step in first.blocks(settings.checkpoint_steps, progress):
-                if first.within or first.epoch % settings.checkpoint_epochs == 0 or step == first.total:
-                    reporter.save(first)
-            first.adopt_average()
-            reporter.earlier = first.history
-            del first
+            _walk(phase, settings, reporter, progress)
+            phase = None  # its copies of weights and images go
         model.eval()
         encodings, held_out = (encode_split(model, images, world) for images in (train, validation))
+        if config.decoder.epochs and (state is None or state["phase"]["phase"] == DecoderPhase.name):
+            phase = DecoderPhase(
+                model,
+                train,
+                encodings,
+                validation,
+                config.decoder,
+                world,
+                config.seed,
+                autoencoder=settings,
+                sampler=config.sampler,
+                features=perceptual_features(config, run.shape, world.device),
+                state=state["phase"] if state is not None else None,
+            )
+            state = None
+            _walk(phase, settings, reporter, progress)
+            phase = None
+            model.eval()
         fused, begun = bool(settings.fused), state["phase"] if state is not None else None
-        second = SamplerPhase(model, encodings, held_out, config.sampler, world, config.seed, fused, begun)
+        second = SamplerPhase(
+            model,
+            encodings,
+            held_out,
+            config.sampler,
+            world,
+            config.seed,
+            fused,
+            begun,
+            fitted=config.decoder.fits_base,
+        )
         if world.rank == 0 and second.base_kind in ("low_rank", "diagonal"):
             base = model.config
             note = base_note(base.latent_dim, base.base_components, base.base_kind, base.base_rank)
@@ -198,23 +225,36 @@ def _train(job: dict[str, Any]) -> dict[str, Any]:
             reporter.save(second)
         second.adopt_average()
     except NonFiniteLossError as error:
-        return {"failure": _explain(error, locals().get("first"), config)}
+        return {"failure": _explain(error, phase, config)}
     if world.rank == 0:
         write_history(run.folder, reporter.earlier + second.history)
         write_model(run.folder, model)
     return {"device": torch.cuda.get_device_name() if world.device.type == "cuda" else platform.processor() or "cpu"}
 
 
-def _explain(error: NonFiniteLossError, first: AutoencoderPhase | None, config: Config) -> str:
-    if first is None:
+def _walk(phase: EpochPhase, settings: TrainConfig, reporter: _Reporter, progress: Progress | None) -> None:
+    """A phase over the images from where it is to its end, with checkpoints; the model gets its averaged weights."""
+    for step in phase.blocks(settings.checkpoint_steps, progress):
+        if phase.within or phase.epoch % settings.checkpoint_epochs == 0 or step == phase.total:
+            reporter.save(phase)
+    phase.adopt_average()
+    reporter.earlier = reporter.earlier + phase.history
+
+
+def _explain(error: NonFiniteLossError, phase: EpochPhase | None, config: Config) -> str:
+    if phase is None:
         return (
             f"sampler: {error.term} is not finite at step {error.step}; the last good checkpoint is kept; "
             f"try a lower sampler.learning_rate (now {config.sampler.learning_rate})"
         )
-    images, epoch = first.batch_indices(error.step).tolist(), error.step // first.steps_per_epoch + 1
+    images, epoch = phase.batch_indices(error.step).tolist(), error.step // phase.steps_per_epoch + 1
     shown = ", ".join(map(str, images[:8])) + (", …" if len(images) > 8 else "")
+    key, rate = "train.learning_rate", config.train.learning_rate
+    if isinstance(phase, DecoderPhase):
+        key, rate = "decoder.learning_rate", config.decoder.learning_rate
+        if error.term in phase.of_discriminator:
+            key, rate = "decoder.discriminator_learning_rate", config.decoder.discriminator_learning_rate
     return (
-        f"autoencoder: {error.term} is not finite at step {error.step} (epoch {epoch}, "
-        f"training images {shown}); the last good checkpoint is kept; try a lower train.learning_rate "
-        f"(now {config.train.learning_rate}) or look at these images"
+        f"{phase.name}: {error.term} is not finite at step {error.step} (epoch {epoch}, training images {shown}); "
+        f"the last good checkpoint is kept; try a lower {key} (now {rate}) or look at these images"
     )

@@ -20,7 +20,7 @@ from pipeline.tune.internals import contains
 
 __all__ = ["SearchSpace", "build_space", "ladder"]
 
-SEARCHED_SECTIONS = ("model", "train", "sampler")
+SEARCHED_SECTIONS = ("model", "train", "decoder", "sampler")
 _BANDWIDTHS = "sampler.bandwidths"
 _LADDER = tuple(f"{_BANDWIDTHS}.{part}" for part in ("smallest", "largest", "count"))
 _LADDER_DEFAULTS: dict[str, Any] = {  # what a ladder key is in a configuration that lists its bandwidths
@@ -195,7 +195,7 @@ def _key_mistakes(config: Config, path: str, spec: Distribution) -> list[str]:
         except ConfigError as error:
             mistakes += [re.sub(r"^[\w.]+: ", "", line.strip()) for line in str(error).splitlines()[1:]]
     workers = config.train.least_workers  # trials do not grow
-    if path in ("sampler.particles", "train.batch_size") and not mistakes and workers > 1:
+    if path in ("sampler.particles", "train.batch_size", "decoder.batch_size") and not mistakes and workers > 1:
         sizes = _probes(spec) + ([spec.step or 1] if spec.type == "int" else [])
         if spec.type not in ("int", "choice") or any(size % workers for size in sizes):
             mistakes.append(
@@ -245,6 +245,9 @@ def build_space(config: Config) -> SearchSpace:
         if not wrong:
             distributions[path] = _distribution(spec)
     mistakes += _ladder_mistakes(config)
+    idle = [path for path in settings.space if path.startswith("decoder.")]
+    if idle and not config.decoder.epochs and "decoder.epochs" not in idle:
+        mistakes.append(f"tune.space.{idle[0]}: changes nothing while decoder.epochs is 0")
     space = SearchSpace(config, distributions)
     try:
         space.params(config)

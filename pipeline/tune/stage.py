@@ -24,7 +24,7 @@ from pipeline.store.manifest import Manifest, at_format, say
 from pipeline.store.model import load_model
 from pipeline.store.run import Run
 from pipeline.tune.space import SearchSpace, build_space
-from pipeline.tune.trial import Shared, Trial
+from pipeline.tune.trial import Shared, Trial, phases_of
 
 __all__ = ["run"]
 
@@ -100,8 +100,8 @@ def _sweep(run: Run, space: SearchSpace, study: Any, storage: Any) -> None:
         return
     scheduler = None
     if settings.scheduler == "asha" and len(settings.metrics) == 1:
-        scheduler = StudyScheduler(config, 1 if space.only_sampler else 2, study)
-    shares = "one autoencoder and its encodings" if space.only_sampler else "nothing: each trains both phases"
+        scheduler = StudyScheduler(config, phases_of(config), study)
+    shares = "one autoencoder and its encodings" if space.only_sampler else "nothing: each trains all phases"
     say(
         f"tune: {left} trials to go, {concurrent} at a time; they share {shares}"
         + (f"; {len(search.interrupted)} go on from their checkpoints" if search.interrupted else "")
@@ -220,7 +220,9 @@ def run(run: Run, force: bool = False) -> Manifest:
     else:
         carried_out = {"device", "num_workers", "checkpoint_epochs", "checkpoint_steps"}
         parts["train"] = config.train.model_dump(mode="json", exclude=carried_out)
-    parts["model"] = config.model.model_dump(mode="json")
+        if phases_of(config) > 2:
+            parts["decoder"] = config.decoder.model_dump(mode="json")
+    parts["model"] = config.model.kept_under()
     parts["sampler"] = config.sampler.model_dump(mode="json", exclude={"checkpoint_steps"})
     features = {"extractor", "inception_weights", "extractor_file", "classifier_epochs", "neighbours"}
     parts["features"] = config.evaluate.model_dump(mode="json", include=features)

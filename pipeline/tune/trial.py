@@ -12,19 +12,22 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ldcvae.batches import batches
 from ldcvae.encodings import Encodings
 from ldcvae.losses import as_float, split_posterior
 from ldcvae.metrics.reconstruction import reconstruction_error
 from ldcvae.training.autoencoder import AutoencoderPhase
+from ldcvae.training.decoder import DecoderPhase
 from ldcvae.training.encode import encode_split
+from ldcvae.training.epochs import EpochPhase
 from ldcvae.training.heap import keep_freed_memory
 from ldcvae.training.monitor import NonFiniteLossError
 from ldcvae.training.phase import Phase
 from ldcvae.training.sampler import SamplerPhase
 from ldcvae.training.world import World, keyed_generator
+from pipeline.config.sections import Config
 from pipeline.judge.figures import MAXIMISED, Reference, decoded
 from pipeline.judge.pages.pictures import image_grid
 from pipeline.remote.failures import failure_reason
@@ -32,10 +35,10 @@ from pipeline.remote.memory import own_memory
 from pipeline.store.checkpoint import NewestCheckpoint
 from pipeline.store.data.splits import some_images, split_images
 from pipeline.store.data.stream import StreamedSplit
-from pipeline.store.model import build_model
+from pipeline.store.model import build_model, perceptual_features
 from pipeline.store.run import Run
 
-__all__ = ["Report", "Shared", "Trial", "run_trial"]
+__all__ = ["Report", "Shared", "Trial", "phases_of", "run_trial"]
 
 WORST = 1e12  # the objective of a failed trial: finite, because a NaN would leave Optuna waiting for ever
 _GRID = 8  # images per side of a trial's sample grid
@@ -84,6 +87,19 @@ class Trial:
     shared: Shared | None
 
 
+def phases_of(config: Config) -> int:
+    """Training phases of a trial, the same for all trials of a search; each has `tune.reports` reports.
+
+    Example:
+        >>> phases_of(Config())  # the shipped space is that of the sampler
+        1
+    """
+    searched = {path.partition(".")[0] for path in config.tune.space}
+    if searched == {"sampler"}:
+        return 1
+    return 3 if config.decoder.epochs or "decoder" in searched else 2
+
+
 class _Running:
     """State of one run of a trial."""
 
@@ -116,10 +132,21 @@ class _Running:
             self._autoencoder(train, validation)
             self.model.eval()
             encodings, held_out = (encode_split(self.model, images, world) for images in (train, validation))
+            self._decoder(train, validation, encodings)
             reconstruction = reconstruction_error(self.model.reconstruct, validation, world.device)
-            offset = config.tune.reports
+            offset = (phases_of(config) - 1) * config.tune.reports
         fused, begun = bool(config.train.fused), self.state["phase"] if self.state is not None else None
-        second = SamplerPhase(self.model, encodings, held_out, config.sampler, world, config.seed, fused, begun)
+        second = SamplerPhase(
+            self.model,
+            encodings,
+            held_out,
+            config.sampler,
+            world,
+            config.seed,
+            fused,
+            begun,
+            fitted=shared is None and config.decoder.fits_base,
+        )
         reports = config.tune.reports
         for step in second.blocks(math.ceil(config.sampler.steps / reports)):
             if step < config.sampler.steps:
@@ -140,14 +167,53 @@ class _Running:
     def _autoencoder(self, train: Tensor | StreamedSplit, validation: Tensor | StreamedSplit) -> None:
         """Phase 1, unless the checkpoint is past it."""
         config, world = self.config, self.world
-        if self.state is not None and self.state["phase"]["phase"] == SamplerPhase.name:
+        if self.state is not None and self.state["phase"]["phase"] != AutoencoderPhase.name:
             return
         first = AutoencoderPhase(self.model, train, validation, config.train, world, config.seed)
         if self.state is not None:
             first.load(self.state["phase"])
             self.state = None
-        reports = config.tune.reports
-        every = math.ceil(config.train.epochs / reports)
+        encoder, decoder = first.averaged["encoder"], first.averaged["decoder"]  # type: ignore[index]
+        self._walk(first, config.train.epochs, 0, train, encoder, decoder)
+
+    def _decoder(
+        self, train: Tensor | StreamedSplit, validation: Tensor | StreamedSplit, encodings: Encodings
+    ) -> None:
+        """The phase between, where the configuration has one, unless the checkpoint is past it."""
+        config, world = self.config, self.world
+        if config.decoder.epochs == 0 or (
+            self.state is not None and self.state["phase"]["phase"] == SamplerPhase.name
+        ):
+            return
+        between = DecoderPhase(
+            self.model,
+            train,
+            encodings,
+            validation,
+            config.decoder,
+            world,
+            config.seed,
+            autoencoder=config.train,
+            sampler=config.sampler,
+            features=perceptual_features(config, self.run.shape, world.device),
+            state=self.state["phase"] if self.state is not None else None,
+        )
+        self.state = None
+        self._walk(between, config.decoder.epochs, config.tune.reports, train, self.model.encoder, between.averaged)
+        self.model.eval()
+
+    def _walk(
+        self,
+        phase: EpochPhase,
+        epochs: int,
+        offset: int,
+        train: Tensor | StreamedSplit,
+        encoder: nn.Module,
+        decoder: nn.Module,
+    ) -> None:
+        """A phase over the images from where it is to its end, with reports of what these networks give."""
+        config, world, reports = self.config, self.world, self.config.tune.reports
+        every = math.ceil(epochs / reports)
         some = some_images(train, config.tune.num_images, config.seed, "bound")
         if len(some) < config.tune.num_images:  # few enough to be held
             held = torch.cat([*batches(some, _MOST)])
@@ -155,17 +221,16 @@ class _Running:
 
         def encoder_draws(n: int, generator: torch.Generator) -> Iterator[Tensor]:
             # What a perfect sampler would give with this autoencoder: a figure of the same kind, before there is one.
-            network = first.averaged
             for part in batches(some, _MOST, 0, n):
-                posterior = split_posterior(network["encoder"](as_float(part.to(world.device))))  # type: ignore[index]
+                posterior = split_posterior(encoder(as_float(part.to(world.device))))
                 noise = torch.randn(posterior.mean.shape, generator=generator, device=world.device)
-                yield torch.sigmoid(network["decoder"](posterior.draw(noise)).float())  # type: ignore[index]
+                yield torch.sigmoid(decoder(posterior.draw(noise)).float())
 
-        for epoch in first.epochs():
-            if epoch % every == 0 or epoch == config.train.epochs:
-                progress = max(1, reports * epoch // config.train.epochs)
-                self._intermediate(first, progress, encoder_draws, first.history[-1]["validation_mse"])
-        first.adopt_average()
+        for epoch in phase.epochs():
+            if epoch % every == 0 or epoch == epochs:
+                progress = offset + max(1, reports * epoch // epochs)
+                self._intermediate(phase, progress, encoder_draws, phase.history[-1]["validation_mse"])
+        phase.adopt_average()
 
     @torch.no_grad()
     def _generate(self, phase: SamplerPhase, n: int, generator: torch.Generator) -> Iterator[Tensor]:

@@ -20,9 +20,9 @@ from source_tree import MODULES, ROOT, imports_of, nodes
 
 KEPT = ROOT / "tests/data/formats.json"
 ACCEPT = "python tests/pipeline/formats.py --accept"
-NUMBERS = {"FORMAT", "AUTOENCODER_FORMAT", "GENERATOR_FORMAT", "CLASSIFIER_FORMAT"}
+NUMBERS = {"FORMAT", "AUTOENCODER_FORMAT", "DECODER_FORMAT", "GENERATOR_FORMAT", "CLASSIFIER_FORMAT"}
 STAGES = ("prepare", "train", "sample", "evaluate", "report", "tune", "compare")
-CELLS = ("pipeline.compare.autoencoders", "pipeline.compare.judge")
+CELLS = ("pipeline.compare.autoencoders", "pipeline.compare.judge", "pipeline.compare.decoders")
 FITTED = ("ldcvae.rivals.fits", "ldcvae.rivals.objectives")
 TEMPLATES = {path.name: path for path in (ROOT / "pipeline").rglob("*.j2")}
 
@@ -72,7 +72,8 @@ PARTS = {
     # Of its cells it reads the records; they are computed under numbers of their own.
     "compare": _stage("compare", *FITTED, *CELLS),
     "autoencoder cell": Part("pipeline.compare.cells", "AUTOENCODER_FORMAT", CELLS[:1], FITTED[:1]),
-    "generator cell": Part("pipeline.compare.cells", "GENERATOR_FORMAT", CELLS[1:]),
+    "generator cell": Part("pipeline.compare.cells", "GENERATOR_FORMAT", CELLS[1:2]),
+    "decoder cell": Part("pipeline.compare.cells", "DECODER_FORMAT", CELLS[2:], FITTED),
     "classifier": Part(
         "pipeline.judge.extractors", "CLASSIFIER_FORMAT", ("pipeline.judge.extractors",), ("ldcvae.rivals",)
     ),

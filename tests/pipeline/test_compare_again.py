@@ -282,6 +282,6 @@ def test_what_may_pass_is_tried_again_and_only_what_is_named_is_made_anew(tmp_pa
     assert {name for name in after if after[name] != before[name]} == {"vae/seed0/gmm"}
     said = compare("--force", "vae/seed0")
     assert "--force deletes 5 cells" in said
-    assert "4 of them are generators on autoencoders that are made anew" in said
+    assert "4 of them stand on autoencoders that are made anew" in said
     assert not made().items() & before.items()
     assert "close to it: gmm" in compare("--force", "gmx", expect=2)

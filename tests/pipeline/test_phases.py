@@ -17,7 +17,9 @@ from ldcvae.encodings import Encodings
 from ldcvae.model import LDCVAE
 from ldcvae.networks import build_decoder, build_encoder
 from ldcvae.training.autoencoder import AutoencoderPhase, resolve_auto
+from ldcvae.training.decoder import DecoderPhase
 from ldcvae.training.encode import encode_split
+from ldcvae.training.epochs import EpochPhase
 from ldcvae.training.monitor import LossMonitor, NonFiniteLossError
 from ldcvae.training.phase import Cast
 from ldcvae.training.sampler import SamplerPhase
@@ -85,16 +87,25 @@ def weights(phase) -> torch.Tensor:
     return torch.cat([p.detach().flatten() for p in phase.network.parameters()])
 
 
-@pytest.mark.parametrize("objective", ["svgd", "elbo"])
-def test_a_resumed_autoencoder_follows_the_same_path(tmp_path, objective):
-    straight = first_phase(f"train.objective={objective}")
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["train.objective=svgd"],
+        ["train.objective=elbo"],
+        # Whose weights lie in memory as a checkpoint does not keep them.
+        ["model.network=conv", "model.width=4", "train.channels_last=true", "train.fused=true"],
+    ],
+    ids=["svgd", "elbo", "channels last"],
+)
+def test_a_resumed_autoencoder_follows_the_same_path(tmp_path, overrides):
+    straight = first_phase(*overrides)
     list(straight.epochs())
-    killed = first_phase(f"train.objective={objective}")
+    killed = first_phase(*overrides)
     for epoch in killed.epochs():
         if epoch == 2:
             save_state({"model": killed.model.state_dict(), "phase": killed.state()}, tmp_path)
             break
-    resumed = first_phase(f"train.objective={objective}", "seed=0")
+    resumed = first_phase(*overrides)
     state = load_state(tmp_path)
     resumed.model.load_state_dict(state["model"])
     resumed.load(state["phase"])
@@ -107,6 +118,24 @@ def test_a_resumed_autoencoder_follows_the_same_path(tmp_path, objective):
     assert [{k: v for k, v in r.items() if k not in timing} for r in resumed.history] == [
         {k: v for k, v in r.items() if k not in timing} for r in straight.history
     ]
+
+
+@pytest.mark.parametrize("overrides", [[], ["decoder.adaptive=true", "decoder.sampler_draws=0.5"]])
+def test_a_resumed_decoder_follows_the_same_path(tmp_path, overrides):
+    overrides = ["train.channels_last=true", "train.fused=true", *overrides]
+    straight = between(*overrides)
+    list(straight.blocks(3))
+    killed = between(*overrides)
+    for step in killed.blocks(3):
+        if step == 3:
+            save_state({"model": killed.model.state_dict(), "phase": killed.state()}, tmp_path)
+            break
+    resumed = between(*overrides, kept=load_state(tmp_path))
+    assert list(resumed.blocks(3)) == [4, 7, 8]
+    for one, other in ((resumed.model, straight.model), (resumed.discriminator, straight.discriminator)):
+        assert all(
+            torch.equal(a, b) for a, b in zip(one.state_dict().values(), other.state_dict().values(), strict=True)
+        )
 
 
 @pytest.mark.parametrize("base", ["normal", "gmm"])
@@ -153,6 +182,28 @@ def test_a_checkpoint_holds_plain_values_only(tmp_path):
         save_state({"a": [{1, 2}]}, tmp_path)
 
 
+def between(*overrides: str, world: World | None = None, kept: dict | None = None) -> DecoderPhase:
+    config = load_config(None, [*SMALL, "model.network=conv", "model.width=4", "decoder.epochs=2", *overrides])
+    torch.manual_seed(config.seed)
+    model, world = build_model(config, (1, 8, 8)).eval(), world or World()
+    if kept is not None:
+        model.load_state_dict(kept["model"])
+    encodings = encode_split(model, pixels(), world)
+    return DecoderPhase(
+        model,
+        pixels(),
+        encodings,
+        pixels(16, seed=1),
+        config.decoder,
+        world,
+        config.seed,
+        autoencoder=config.train,
+        sampler=config.sampler,
+        state=kept["phase"] if kept is not None else None,
+    )
+
+
+UNEVEN = ("decoder.judged=0.7", "decoder.sampler_draws=0.3", "decoder.noise=0.1")  # 5 and 6 images, 1 and 2 draws
 PHASES = {
     "svgd": lambda world: first_phase("train.objective=svgd", world=world),
     "elbo": lambda world: first_phase("train.objective=elbo", "train.particles=2", world=world),
@@ -160,6 +211,9 @@ PHASES = {
     "smooth": lambda world: second_phase("sampler.smooth=true", world=world),
     "drift": lambda world: second_phase("sampler.direction=drift", world=world),
     "stein": lambda world: second_phase("sampler.direction=stein", world=world),
+    "decoder": lambda world: between(world=world),
+    "decoder, a part is judged": lambda world: between(*UNEVEN, world=world),
+    "decoder, adaptive": lambda world: between("decoder.adaptive=true", *UNEVEN, world=world),
 }
 
 
@@ -167,9 +221,10 @@ def one_step(name: str, world: World) -> tuple[torch.Tensor, torch.Tensor]:
     """Gradient of the first step (averaged over ranks by DDP) and the weights after training a little."""
     phase = PHASES[name](world)
     phase._losses()
-    gradient = torch.cat([p.grad.flatten() for p in phase.network.parameters() if p.grad is not None])
-    phase.optimizer.zero_grad()
-    steps = phase.epochs() if isinstance(phase, AutoencoderPhase) else phase.blocks(10)
+    trained = [p for group in phase.optimizer.param_groups for p in group["params"]]
+    gradient = torch.cat([p.grad.flatten() for p in trained if p.grad is not None])
+    phase = PHASES[name](world)  # anew: the step has renewed what a discriminator's norm is estimated by
+    steps = phase.epochs() if isinstance(phase, EpochPhase) else phase.blocks(10)
     next(steps)
     return gradient, weights(phase)
 

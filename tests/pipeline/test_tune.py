@@ -98,7 +98,7 @@ def test_all_mistakes_are_told_at_once():
     assert "tune.space.train.epochs: Input should be a valid integer" in text
     assert "tune.space.train.particles: low must be below high, got 4 and 4" in text
     assert "tune.space.train.num_workers: changes how training is carried out" in text
-    assert "tune.space.evaluate.draws: only keys of model, train, sampler can be searched" in text
+    assert "tune.space.evaluate.draws: only keys of model, train, decoder, sampler can be searched" in text
     assert "reaches 0.5, not below the least sampler.bandwidths.largest, 0.42" in text
     assert "tune.space.sampler.steps: type int needs whole numbers" in text
     assert "tune.space.sampler.depth: type choice takes values, not low" in text
