@@ -203,7 +203,7 @@ def test_the_decoder_learns_what_it_is_shown():
     checks = (torch.rand(64, 1, 8, 8, generator=generator) > 0.5).to(torch.uint8) * 255  # no latent can tell these
     spreads = []
     for adversarial in (0.0, 4.0):
-        one = phase(None, checks, epochs=60, adversarial=adversarial, width=8, learning_rate=2e-3)
+        one = phase(None, checks, epochs=40, adversarial=adversarial, width=8, learning_rate=2e-3)
         list(one.epochs())
         one.adopt_average()
         model = one.model.eval()

@@ -27,7 +27,7 @@ from pipeline.train.worker import _explain
 from pipeline.tune.space import build_space
 from pipeline.tune.trial import Trial, phases_of, run_trial
 
-ON = ["decoder.epochs=40", "decoder.sampler_draws=0.25", "decoder.width=8", "train.checkpoint_epochs=2"]
+ON = ["decoder.epochs=24", "decoder.sampler_draws=0.25", "decoder.width=8", "train.checkpoint_epochs=2"]
 # One CPU, as here: how a sum is split over threads changes its last bits.
 ON += ["model.network=conv", "model.width=8", "model.depth=1", "sampler.base_components=2", "ray.num_cpus=1"]
 
@@ -83,7 +83,7 @@ def test_a_killed_phase_ends_in_the_weights_of_fit(storage):
             model,
             validation=held_out,
             autoencoder=AutoencoderSettings(epochs=6),
-            decoder=DecoderSettings(epochs=40, sampler_draws=0.25, width=8),
+            decoder=DecoderSettings(epochs=24, sampler_draws=0.25, width=8),
             sampler=settings,
             progress=False,
         )
@@ -91,7 +91,7 @@ def test_a_killed_phase_ends_in_the_weights_of_fit(storage):
         if name.startswith(("encoder.", "decoder.")):
             assert torch.equal(weight, fitted.state_dict()[name]), name
     lines = history(storage)
-    assert [line["epoch"] for line in lines if line["phase"] == "decoder"] == list(range(1, 41))
+    assert [line["epoch"] for line in lines if line["phase"] == "decoder"] == list(range(1, 25))
     assert [line["step"] for line in lines if line["phase"] == "sampler"] == [20, 40, 60]
 
 
@@ -100,10 +100,10 @@ def test_figures_and_page_say_how_the_decoder_was_trained(storage, capsys):
     run = opened(storage)
     for stage in (sample, evaluate, report):
         stage.run(run)
-    note = "decoder trained adversarially, weight 4, 40 epochs"
+    note = "decoder trained adversarially, weight 4, 24 epochs"
     assert f"all of them: {note}" in capsys.readouterr().out
     metrics = run.folder.read_json("evaluation/metrics.json")
-    assert metrics["decoder"] == {"epochs": 40, "adversarial": 4.0, "note": note}
+    assert metrics["decoder"] == {"epochs": 24, "adversarial": 4.0, "note": note}
     page = run.folder.read("report/index.html").decode()
     assert f"Same decoder ({note})" in " ".join(page.split())
     for key in ("adversarial", "discriminator", "real-score", "fake-score", "validation-mse"):
@@ -113,7 +113,7 @@ def test_figures_and_page_say_how_the_decoder_was_trained(storage, capsys):
 
 @pytest.mark.slow
 def test_another_phase_is_another_training(storage):
-    for key, there, here in (("epochs", 40, 0), ("adversarial", 4.0, 1.0), ("sampler_draws", 0.25, 0.0)):
+    for key, there, here in (("epochs", 24, 0), ("adversarial", 4.0, 1.0), ("sampler_draws", 0.25, 0.0)):
         with pytest.raises(ConfigError, match=f"decoder.{key}: {there} there, {here} here"):
             opened(storage, f"decoder.{key}={here}").made("train")
 
