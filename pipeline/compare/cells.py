@@ -5,6 +5,7 @@ on with what is missing, and a row that is added costs one row.
 """
 
 from dataclasses import dataclass
+from pathlib import PurePosixPath
 from typing import Any
 
 import torch
@@ -234,7 +235,7 @@ def read_record(folder: Folder, name: str) -> dict[str, Any]:
     Raises:
         PipelineError: if it is no such record.
     """
-    remedy = again(name.split("/")[-2])
+    remedy = again(PurePosixPath(name).parent.name)
     record: dict[str, Any] = parse_as(Record, folder.read(name), f"{folder.url}/{name}", remedy)
     if "failure" not in record and (record.get("figures") or {}).get("fd") is None:
         raise PipelineError(f"{folder.url}/{name} is damaged: neither figures nor a failure; {remedy}")

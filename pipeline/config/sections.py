@@ -157,6 +157,8 @@ class SampleConfig(Section):
 class EvaluateConfig(Section):
     """Figures of merit."""
 
+    later = frozenset({"extractor_file"})
+
     split: Literal["validation", "test"] = Field("test", description="choose on validation, report on test")
     extractor: Annotated[str, OneOf(EXTRACTORS, "auto")] = Field(
         "auto",
@@ -166,7 +168,6 @@ class EvaluateConfig(Section):
     extractor_file: str | None = Field(
         None,
         description="for extractor file: path or URL of a TorchScript network, images in [0, 1] -> features",
-        exclude_if=lambda value: value is None,  # newer than 0.1, whose runs stay up to date
     )
     generators: list[one_of(GENERATORS)] = Field(  # type: ignore[valid-type]
         ["prior", "gaussian", "gmm", "langevin", "sampler", "encoder"],

@@ -105,7 +105,7 @@ def run(run: Run, force: bool = False) -> Manifest:
         "data": data.digest,
         "train": trained.digest,
         "seed": run.config.seed,
-        "evaluate": run.config.evaluate.model_dump(mode="json"),
+        "evaluate": run.config.evaluate.kept_under(),
     }
     # Of other sections only what a learnt generator's fit reads.
     learnt = [record for name in run.config.evaluate.generators if (record := GENERATORS[name]).kind == "learnt"]

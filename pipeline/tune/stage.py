@@ -225,7 +225,8 @@ def run(run: Run, force: bool = False) -> Manifest:
     parts["model"] = config.model.kept_under()
     parts["sampler"] = config.sampler.model_dump(mode="json", exclude={"checkpoint_steps"})
     features = {"extractor", "inception_weights", "extractor_file", "classifier_epochs", "neighbours"}
-    parts["features"] = config.evaluate.model_dump(mode="json", include=features)
+    judged = config.evaluate.kept_under()
+    parts["features"] = {key: judged[key] for key in features & set(judged)}
     parts["tune"] = config.tune.model_dump(mode="json", exclude=_OPERATIONAL)
     name = f"{config.name}-{fingerprint(at_format(parts, FORMAT))[:8]}"
 

@@ -355,14 +355,16 @@ def digits(tmp_path_factory):
     """Trials of a prepared run, one that trains everything and one that shares an autoencoder."""
     run = open_run(load_config(None, [*SMALL, f"storage={tmp_path_factory.mktemp('runs')}"]))
     prepare.run(run)
-    space = build_space(with_space({"train.ema": {"type": "uniform", "low": 0.9, "high": 0.9999}}))
-    whole = _template(run, space, "s")
+    wide = run.with_config(
+        override(run.config, {"tune.space": {"train.ema": {"type": "uniform", "low": 0.9, "high": 0.9999}}})
+    )
+    whole = _template(wide, build_space(wide.config), "s")
     assert whole.shared is None
-    assert (whole.run, whole.study, whole.threads) == (run, "s", 1)
+    assert (whole.run, whole.study, whole.threads) == (wide, "s", 1)
     model = build_model(run.config, whole.reference.shape)
     encodings = [model.encodings(load_split(run, split).pixels) for split in ("train", "validation")]
     weights = {k: v for k, v in model.state_dict().items() if k.startswith(("encoder.", "decoder."))}
-    return {"whole": whole, "shared": dataclasses.replace(whole, shared=Shared(weights, *encodings, 0.25))}
+    return {"whole": whole, "shared": dataclasses.replace(whole, run=run, shared=Shared(weights, *encodings, 0.25))}
 
 
 class Killed(BaseException):
