@@ -100,7 +100,7 @@ def _sweep(run: Run, space: SearchSpace, study: Any, storage: Any) -> None:
         return
     scheduler = None
     if settings.scheduler == "asha" and len(settings.metrics) == 1:
-        scheduler = StudyScheduler(config, phases_of(config), study)
+        scheduler = StudyScheduler(config, phases_of(config, space.only_sampler), study)
     shares = "one autoencoder and its encodings" if space.only_sampler else "nothing: each trains all phases"
     say(
         f"tune: {left} trials to go, {concurrent} at a time; they share {shares}"
@@ -220,7 +220,7 @@ def run(run: Run, force: bool = False) -> Manifest:
     else:
         carried_out = {"device", "num_workers", "checkpoint_epochs", "checkpoint_steps"}
         parts["train"] = config.train.model_dump(mode="json", exclude=carried_out)
-        if phases_of(config) > 2:
+        if phases_of(config, shares=False) > 2:
             parts["decoder"] = config.decoder.model_dump(mode="json")
     parts["model"] = config.model.kept_under()
     parts["sampler"] = config.sampler.model_dump(mode="json", exclude={"checkpoint_steps"})

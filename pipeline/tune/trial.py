@@ -87,17 +87,19 @@ class Trial:
     shared: Shared | None
 
 
-def phases_of(config: Config) -> int:
+def phases_of(config: Config, shares: bool) -> int:
     """Training phases of a trial, the same for all trials of a search; each has `tune.reports` reports.
 
+    Args:
+        config: of the search or a trial.
+        shares: whether trials share an autoencoder and train the sampler alone.
+
     Example:
-        >>> phases_of(Config())  # the shipped space is that of the sampler
-        1
+        >>> [phases_of(Config(), shares) for shares in (True, False)]
+        [1, 2]
     """
-    searched = {path.partition(".")[0] for path in config.tune.space}
-    if searched == {"sampler"}:
-        return 1
-    return 3 if config.decoder.epochs or "decoder" in searched else 2
+    between = config.decoder.epochs > 0 or any(path.startswith("decoder.") for path in config.tune.space)
+    return 1 if shares else 2 + between
 
 
 class _Running:
@@ -134,7 +136,7 @@ class _Running:
             encodings, held_out = (encode_split(self.model, images, world) for images in (train, validation))
             self._decoder(train, validation, encodings)
             reconstruction = reconstruction_error(self.model.reconstruct, validation, world.device)
-            offset = (phases_of(config) - 1) * config.tune.reports
+            offset = (phases_of(config, shares=False) - 1) * config.tune.reports
         fused, begun = bool(config.train.fused), self.state["phase"] if self.state is not None else None
         second = SamplerPhase(
             self.model,

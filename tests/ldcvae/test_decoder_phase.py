@@ -20,7 +20,7 @@ from ldcvae.training.monitor import NonFiniteLossError
 from ldcvae.training.sampler import SamplerPhase
 from ldcvae.training.world import World
 
-SETTINGS = DecoderSettings(epochs=2, batch_size=16, width=4)
+SETTINGS = DecoderSettings(epochs=2, batch_size=16, width=4, judged=1.0)
 SPEED = AutoencoderSettings(bf16=False, compile=False, batch_size=16)
 SAMPLER = SamplerSettings(base_components=2, steps=4, particles=16, width=8, depth=1, checkpoint_steps=4)
 

@@ -163,16 +163,19 @@ def test_a_loss_that_is_not_finite_names_the_rate_to_lower():
 def test_its_keys_can_be_searched():
     space = {"decoder.adversarial": {"type": "loguniform", "low": 0.1, "high": 8}}
     config = load_config(overrides=["decoder.epochs=2", f"tune.space={json.dumps(space)}"])
-    assert phases_of(config) == 3
+    assert phases_of(config, shares=False) == 3
     assert not build_space(config).only_sampler
     with pytest.raises(ConfigError, match=r"decoder\.adversarial: changes nothing while decoder\.epochs is 0"):
         build_space(override(config, {"decoder.epochs": 0}))
     epochs = override(
         config, {"decoder.epochs": 0, "tune.space": {"decoder.epochs": {"type": "int", "low": 0, "high": 4}}}
     )
-    assert phases_of(epochs) == 3
-    assert phases_of(override(config, {"tune.space": {"train.epochs": {"type": "int", "low": 1, "high": 4}}})) == 3
-    assert phases_of(load_config(overrides=["decoder.epochs=2"])) == 1  # the sampler's own space shares the decoder
+    assert phases_of(epochs, shares=False) == 3
+    assert (
+        phases_of(override(config, {"tune.space": {"train.epochs": {"type": "int", "low": 1, "high": 4}}}), False)
+        == 3
+    )
+    assert phases_of(load_config(overrides=["decoder.epochs=2"]), shares=True) == 1
 
 
 @pytest.mark.parametrize("memory_mb", [64, 0])  # 0: images are streamed

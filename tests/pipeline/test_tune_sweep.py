@@ -127,7 +127,7 @@ def test_trials_of_several_workers_and_both_phases_are_stopped_without_a_hang(tm
         "train.num_workers=2",
     )
     out, _ = finish(process, timeout=400)
-    assert "nothing: each trains both phases" in out
+    assert "nothing: each trains all phases" in out
     rows = table(tmp_path)
     assert [row["number"] for row in rows] == [0, 1, 2]
     assert rows[0]["state"] == "COMPLETE"
