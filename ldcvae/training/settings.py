@@ -131,7 +131,7 @@ class DecoderSettings(_Settings):
     ] = 0.0
     judged: Annotated[
         float, Gt(0), Le(1), Doc("share of every batch that the discriminator sees; its time goes with it")
-    ] = 0.4
+    ] = 0.35
     width: Annotated[Count, Doc("channels of the discriminator's first convolution")] = 32
     warm_up: Annotated[int, Ge(0), Doc("steps of the discriminator before its gradient reaches the decoder")] = 0
     batch_size: Annotated[Count | None, Doc("images per step, over all workers; null: as in phase 1")] = None
