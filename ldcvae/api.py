@@ -95,9 +95,8 @@ def fit(
     model.update_config(
         decoder_epochs=between.epochs, adversarial=float(between.adversarial) if between.epochs else 0.0
     )
-    features = None
-    if between.epochs and between.perceptual and between.perceptual_weights is not None:
-        features = load_features(between.perceptual_weights, where)
+    file = between.features_file
+    features = load_features(file, where) if file is not None else None
     model = model.to(where).train()
     world = World(device=where)
     with _shown(progress) as show:

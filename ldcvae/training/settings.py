@@ -146,6 +146,11 @@ class DecoderSettings(_Settings):
         return ""
 
     @property
+    def features_file(self) -> str | None:
+        """The file of the network that this phase needs for its perceptual loss; None where it needs none."""
+        return self.perceptual_weights if self.epochs > 0 and self.perceptual > 0 else None
+
+    @property
     def fits_base(self) -> bool:
         """Whether this phase fits the sampler's base, which the sampler phase then takes as it is."""
         return self.epochs > 0 and self.adversarial > 0 and self.sampler_draws > 0

@@ -12,6 +12,7 @@ from ldcvae.losses import LEAST_LOG_VARIANCE, as_float
 from ldcvae.model import LDCVAE
 from ldcvae.training.autoencoder import AutoencoderPhase
 from ldcvae.training.encode import encode_split
+from ldcvae.training.epochs import EpochPhase
 from ldcvae.training.heap import peak_mb, reset_peak
 from ldcvae.training.world import World
 from ldcvae.variants import AUTOENCODERS
@@ -25,7 +26,7 @@ from pipeline.store.data.stream import StreamedSplit
 from pipeline.store.model import build_model
 from pipeline.store.run import Run
 
-__all__ = ["train_autoencoder", "train_settings"]
+__all__ = ["train_autoencoder", "train_settings", "write_trained"]
 
 
 def train_settings(name: str, setting: float | None, config: TrainConfig) -> TrainConfig:
@@ -109,11 +110,39 @@ def train_autoencoder(run: Run, cell: Cell, reference: Reference) -> dict[str, A
         with torch.no_grad():
             prior = Encodings(*learnt(model.encoder))
     stored = StoredAutoencoder(model, encodings, prior)
-    judge = reference.judge("test", config.evaluate.neighbours, device)
-    figures = judge.reconstruction(model, images["test"])
+    cost = {"seconds": phase.seconds, "peak_mb": peak}
+    return write_trained(run, cell, reference, images["test"], stored, phase, cost)
+
+
+def write_trained(
+    run: Run,
+    cell: Cell,
+    reference: Reference,
+    images: Tensor | StreamedSplit,
+    stored: StoredAutoencoder,
+    phase: EpochPhase,
+    cost: dict[str, float | None],
+) -> dict[str, Any]:
+    """Judge what a cell has trained on test images and write the cell, its record last; its checkpoints go.
+
+    Args:
+        run: of the comparison.
+        cell: that was computed.
+        reference: what all cells are judged by.
+        images: test images, that it is judged on.
+        stored: what was trained, on the device it was trained on.
+        phase: that trained it.
+        cost: `seconds` and `peak_mb`.
+
+    Returns:
+        The cell's record.
+    """
+    folder = run.folder
+    judge = reference.judge("test", run.config.evaluate.neighbours, stored.model.device)
+    figures = judge.reconstruction(stored.model, images)
     found = {
         "cell": cell.job,
-        "figures": figures | {"seconds": phase.seconds, "peak_mb": peak},
+        "figures": figures | cost,
         "history": phase.history,
         "files": stored.write(folder, cell),
         "finished": time.time(),

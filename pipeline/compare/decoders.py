@@ -1,14 +1,11 @@
 """Phase `decoder` on a trained autoencoder of a comparison: the same for all of them, on frozen encoders."""
 
-import time
 from typing import Any
-
-import torch
 
 from ldcvae.training.decoder import DecoderPhase
 from ldcvae.training.heap import peak_mb, reset_peak
 from ldcvae.training.world import World
-from pipeline.compare.autoencoders import train_settings
+from pipeline.compare.autoencoders import train_settings, write_trained
 from pipeline.compare.cells import Cell, read_autoencoder, read_record
 from pipeline.judge.figures import Reference
 from pipeline.remote.device import process_device
@@ -62,17 +59,6 @@ def train_decoder(run: Run, cell: Cell, reference: Reference) -> dict[str, Any]:
     phase.adopt_average()
     stored.model.eval()
     peak = peak_mb()
-    judge = reference.judge("test", config.evaluate.neighbours, device)
-    with torch.no_grad():
-        figures = judge.reconstruction(stored.model, split_images(run, "test"))
     before = read_record(folder, f"compare/cells/{cell.job['parent']}/record.json")["figures"]["seconds"]
-    found = {
-        "cell": cell.job,
-        "figures": figures | {"seconds": before + phase.seconds, "peak_mb": peak},
-        "history": phase.history,
-        "files": stored.write(folder, cell),
-        "finished": time.time(),
-    }
-    folder.write_json(cell.record, found)
-    folder.remove(f"compare/checkpoints/{cell.key}")
-    return found
+    cost = {"seconds": before + phase.seconds, "peak_mb": peak}
+    return write_trained(run, cell, reference, split_images(run, "test"), stored, phase, cost)

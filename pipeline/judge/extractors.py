@@ -1,8 +1,6 @@
 """Features that images are judged in: a classifier of the data's own labels, Inception, or random convolutions."""
 
 import hashlib
-import io
-import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Any
@@ -14,6 +12,7 @@ from torch.nn import functional
 
 from ldcvae.batches import Chunks, batches, rows_at_a_time
 from ldcvae.losses import as_float
+from ldcvae.perceptual import load_features
 from ldcvae.training.world import keyed_generator
 from pipeline.config.errors import ConfigError, PipelineError
 from pipeline.config.variants import EXTRACTORS
@@ -21,7 +20,7 @@ from pipeline.remote.progress import Display
 from pipeline.store.data.shards import Images
 from pipeline.store.data.splits import labelled_images
 from pipeline.store.data.stored import StoredSplit
-from pipeline.store.folder import Folder, sha256
+from pipeline.store.folder import read_file, sha256
 from pipeline.store.manifest import at_format
 from pipeline.store.run import Run
 from pipeline.store.schema import Classifier, parse_as
@@ -268,18 +267,11 @@ def from_file(run: Run) -> Extractor:
         ConfigError: if there is no such file, it is no TorchScript, or it does not return such features.
     """
     url = str(run.config.evaluate.extractor_file)
-    folder, _, name = url.rpartition("/")
+    content = read_file(url, "evaluate.extractor_file")
     try:
-        content = Folder(folder or ".").read(name)
-    except PipelineError as error:
-        raise ConfigError(f"evaluate.extractor_file: {error}") from None
-    try:
-        with warnings.catch_warnings():
-            # torch.export, which Torch would rather see, unpickles; TorchScript can only compute.
-            warnings.simplefilter("ignore", FutureWarning)
-            network = torch.jit.load(io.BytesIO(content), map_location="cpu").eval()
-    except (RuntimeError, ValueError) as error:
-        raise ConfigError(f"evaluate.extractor_file: {url} is no TorchScript file: {error}") from None
+        network = load_features(content)
+    except ValueError as error:
+        raise ConfigError(f"evaluate.extractor_file: {url}: {error}") from None
     try:
         with torch.no_grad():
             features = network(torch.zeros(2, *run.shape))
@@ -291,7 +283,8 @@ def from_file(run: Run) -> Extractor:
             f"evaluate.extractor_file: {url} does not turn images (2, {', '.join(map(str, run.shape))}) "
             f"into features (2, k): {reason}"
         ) from None
-    return Extractor("file", f"FD-{name.removesuffix('.pt')}", sha256(content), None, network)
+    name = url.rpartition("/")[2].removesuffix(".pt")
+    return Extractor("file", f"FD-{name}", sha256(content), None, network)
 
 
 def build_extractor(run: Run) -> Extractor:

@@ -15,7 +15,7 @@ from ldcvae.model import LDCVAE, LDCVAEConfig
 from ldcvae.perceptual import feature_distance, load_features
 from pipeline.config.errors import ConfigError, PipelineError
 from pipeline.config.sections import Config
-from pipeline.store.folder import Folder
+from pipeline.store.folder import Folder, read_file
 from pipeline.store.run import Run
 
 __all__ = [
@@ -73,14 +73,8 @@ def perceptual_content(config: Config) -> bytes | None:
         >>> perceptual_content(Config()) is None
         True
     """
-    settings = config.decoder
-    if not settings.epochs or not settings.perceptual or settings.perceptual_weights is None:
-        return None
-    folder, _, name = settings.perceptual_weights.rpartition("/")
-    try:
-        return Folder(folder or ".").read(name)
-    except PipelineError as error:
-        raise ConfigError(f"decoder.perceptual_weights: {error}") from None
+    file = config.decoder.features_file
+    return None if file is None else read_file(file, "decoder.perceptual_weights")
 
 
 def perceptual_features(
