@@ -28,7 +28,7 @@ from pipeline.store.data.splits import spaced_images, split_images
 from pipeline.store.data.stored import PickedImages
 from pipeline.store.history import HISTORY_FILES, parse_history
 from pipeline.store.manifest import Manifest, say
-from pipeline.store.model import load_model
+from pipeline.store.model import load_before, load_model
 from pipeline.store.run import STAGES, Run
 from pipeline.store.schema import Metrics, parse_as
 
@@ -146,9 +146,16 @@ def _generated(run: Run, shape: Sequence[int], count: int) -> np.ndarray:
 
 
 def _galleries(
-    model: LDCVAE, samples: np.ndarray, test: Tensor | PickedImages, generator: torch.Generator
+    model: LDCVAE,
+    before: LDCVAE | None,
+    samples: np.ndarray,
+    test: Tensor | PickedImages,
+    generator: torch.Generator,
 ) -> dict[str, Picture]:
-    """Samples (n, C, H, W), reconstructions of some `test` images (N, C, H, W) uint8, and interpolations."""
+    """Samples (n, C, H, W), reconstructions of some `test` images (N, C, H, W) uint8, and interpolations.
+
+    With a model `before` phase `decoder`, what that phase did to images of the same latents too.
+    """
     columns = min(10, len(test))
     # Evenly spaced through the split: chosen by nobody, and of every class where classes come in blocks.
     few = spaced_images(test, min(2, len(test) // columns) * columns)
@@ -169,6 +176,13 @@ def _galleries(
             "Six rows of nine generated images, each passing in steps from one draw of the sampler to another",
         ),
     }
+    if before is not None:
+        latents = model.sample_latents(30, generator=generator)
+        both = [one.decode(latents).unflatten(0, (-1, 10)) for one in (before, model)]
+        grids["decoder"] = (
+            image_grid(torch.stack(both, 1).flatten(0, 2).numpy(), 10, pair_rows=True),
+            f"{len(latents)} generated images, each as decoded before phase decoder and after it, below",
+        )
     return {name: Picture(name, png, None, alt) for name, (png, alt) in grids.items()}
 
 
@@ -184,7 +198,8 @@ def _make(run: Run, manifests: dict[str, Manifest]) -> tuple[list[str], dict[str
     names = _names(config, metrics["generators"])
     table = _table(metrics, config, names, label_share(manifests["data"].info.get("label_counts", {})))
     samples = _generated(run, run.shape, config.report.images)
-    galleries, planes = _galleries(model, samples, some, generator), _planes(model, some, generator)
+    planes = _planes(model, some, generator)
+    galleries = _galleries(model, load_before(run, model), samples, some, generator)
     curves = training_curves(parse_history(run.output("train", HISTORY_FILES[0])))
     pictures = [*galleries.values(), *planes.values(), *(p for phase in curves.values() for p in phase)]
     distances = None

@@ -1,6 +1,7 @@
 """The trained model on storage: `model/config.json` and `model/model.safetensors`, all that sampling needs.
 
-`train/best/` has the same two files, from the validation at which the sampler was best so far.
+`train/best/` has the same two files, from the validation at which the sampler was best so far. Where phase `decoder`
+trained the decoder on, `train/decoder-before.safetensors` has its weights of before, for who wants to compare.
 """
 
 import copy
@@ -8,6 +9,8 @@ import tempfile
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load, save
 from torch import nn
 
 from ldcvae.densities.covariances import base_fields
@@ -19,18 +22,22 @@ from pipeline.store.folder import Folder, read_file
 from pipeline.store.run import Run
 
 __all__ = [
+    "BEFORE_FILE",
     "BEST_FILES",
     "MODEL_FILES",
     "build_model",
+    "load_before",
     "load_model",
     "perceptual_content",
     "perceptual_features",
+    "write_before",
     "write_best",
     "write_model",
 ]
 
 MODEL_FILES = ("model/config.json", "model/model.safetensors")
 BEST_FILES = ("train/best/config.json", "train/best/model.safetensors")
+BEFORE_FILE = "train/decoder-before.safetensors"
 
 
 def build_model(config: Config, image_shape: tuple[int, int, int]) -> LDCVAE:
@@ -124,6 +131,38 @@ def write_best(folder: Folder, model: LDCVAE, sampler: nn.Module, validations: l
     write_model(folder, best, BEST_FILES)
 
 
+def write_before(folder: Folder, model: LDCVAE) -> None:
+    """Keep the decoder's weights as they are before phase `decoder`; to be called before its first checkpoint."""
+    folder.write(BEFORE_FILE, save({name: part.contiguous() for name, part in model.decoder.state_dict().items()}))
+
+
+def load_before(run: Run, model: LDCVAE) -> LDCVAE | None:
+    """The run's model with the decoder that phase `decoder` began with; None where there was no such phase.
+
+    Args:
+        run: whose training has finished.
+        model: as `load_model` gives it; it is not changed.
+
+    Raises:
+        PipelineError: if the file is damaged.
+    """
+    if BEFORE_FILE not in run.made("train").outputs:
+        return None
+    before = copy.deepcopy(model)
+    try:
+        before.decoder.load_state_dict(load(run.output("train", BEFORE_FILE)))
+    except (SafetensorError, RuntimeError) as error:
+        raise _unreadable(run, BEFORE_FILE, error) from None
+    return before
+
+
+def _unreadable(run: Run, name: str, error: Exception) -> PipelineError:
+    return PipelineError(
+        f"{run.folder.url}/{name} is no model that this version can load: {error}; run "
+        "`python -m pipeline.train --force` with the same config"
+    )
+
+
 def load_model(run: Run) -> LDCVAE:
     """The run's model on the CPU, in eval mode, its files' hashes checked.
 
@@ -137,7 +176,4 @@ def load_model(run: Run) -> LDCVAE:
         try:
             return LDCVAE.from_pretrained(temporary)
         except Exception as error:  # whole, but no model of ours: its files may hold anything
-            raise PipelineError(
-                f"{run.folder.url}/model is no model that this version can load: {error}; run "
-                "`python -m pipeline.train --force` with the same config"
-            ) from None
+            raise _unreadable(run, "model", error) from None

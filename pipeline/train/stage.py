@@ -13,7 +13,14 @@ from pipeline.remote.progress import board
 from pipeline.store.folder import Folder, sha256
 from pipeline.store.history import HISTORY_FILES, read_history
 from pipeline.store.manifest import Manifest, say
-from pipeline.store.model import BEST_FILES, MODEL_FILES, build_model, perceptual_content, perceptual_features
+from pipeline.store.model import (
+    BEFORE_FILE,
+    BEST_FILES,
+    MODEL_FILES,
+    build_model,
+    perceptual_content,
+    perceptual_features,
+)
 from pipeline.store.run import Run
 from pipeline.train.failures import counting, explain, kills_since
 from pipeline.train.worker import train_worker
@@ -131,7 +138,9 @@ def run(run: Run, force: bool = False) -> Manifest:
         if "failure" in outcome:
             raise PipelineError(outcome["failure"])
         last = {record["phase"]: record for record in read_history(folder)}
-        return [*MODEL_FILES, *BEST_FILES, *HISTORY_FILES], {
+        # A training that an earlier version began in phase `decoder` has none.
+        before = [BEFORE_FILE] if config.decoder.epochs and folder.exists(BEFORE_FILE) else []
+        return [*MODEL_FILES, *BEST_FILES, *HISTORY_FILES, *before], {
             "figures": last,
             "num_workers": config.train.num_workers,
         } | outcome

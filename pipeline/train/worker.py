@@ -29,7 +29,7 @@ from pipeline.store.data.splits import split_images
 from pipeline.store.data.stored import StoredSplit
 from pipeline.store.folder import Folder
 from pipeline.store.history import write_history
-from pipeline.store.model import build_model, perceptual_features, write_best, write_model
+from pipeline.store.model import build_model, perceptual_features, write_before, write_best, write_model
 from pipeline.store.run import Run
 from pipeline.train.failures import remedy
 
@@ -181,6 +181,8 @@ def _train(job: dict[str, Any]) -> dict[str, Any]:
         model.eval()
         encodings, held_out = (encode_split(model, images, world) for images in (train, validation))
         if config.decoder.epochs and (state is None or state["phase"]["phase"] == DecoderPhase.name):
+            if state is None and world.rank == 0:
+                write_before(run.folder, model)
             phase = DecoderPhase(
                 model,
                 train,

@@ -4,6 +4,7 @@ import contextlib
 import json
 import re
 import shutil
+from dataclasses import replace
 
 import pytest
 import torch
@@ -20,7 +21,7 @@ from pipeline.config.load import load_config, override
 from pipeline.config.sections import ModelConfig
 from pipeline.judge.figures import make_reference
 from pipeline.store.data.shards import load_split
-from pipeline.store.model import build_model
+from pipeline.store.model import build_model, load_before
 from pipeline.store.run import open_run
 from pipeline.train.stage import _check
 from pipeline.train.worker import _explain
@@ -90,6 +91,20 @@ def test_a_killed_phase_ends_in_the_weights_of_fit(storage):
     for name, weight in trained.state_dict().items():
         if name.startswith(("encoder.", "decoder.")):
             assert torch.equal(weight, fitted.state_dict()[name]), name
+    with torch.random.fork_rng():  # the decoder of before, although the process was killed after it was written
+        torch.manual_seed(config.seed)
+        plain = fit(
+            images,
+            build_model(override(config, {"decoder.epochs": 0}), run.shape),
+            validation=held_out,
+            autoencoder=AutoencoderSettings(epochs=6),
+            sampler=replace(settings, steps=1),
+            progress=False,
+        )
+    before = load_before(run, trained)
+    for name, weight in before.decoder.state_dict().items():
+        assert torch.equal(weight, plain.decoder.state_dict()[name]), name
+    assert all(map(torch.equal, before.sampler.parameters(), trained.sampler.parameters()))
     lines = history(storage)
     assert [line["epoch"] for line in lines if line["phase"] == "decoder"] == list(range(1, 25))
     assert [line["step"] for line in lines if line["phase"] == "sampler"] == [20, 40, 60]
@@ -106,6 +121,8 @@ def test_figures_and_page_say_how_the_decoder_was_trained(storage, capsys):
     assert metrics["decoder"] == {"epochs": 24, "adversarial": 4.0, "note": note}
     page = run.folder.read("report/index.html").decode()
     assert f"Same decoder ({note})" in " ".join(page.split())
+    assert "as decoded before phase decoder, and after it" in " ".join(page.split())
+    assert (storage / "tiny/report/decoder.png").exists()
     for key in ("adversarial", "discriminator", "real-score", "fake-score", "validation-mse"):
         assert (storage / f"tiny/report/training-decoder-{key}.png").exists()
     assert run.manifest("train").info["figures"]["decoder"]["validation_mse"] > 0
