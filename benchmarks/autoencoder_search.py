@@ -50,6 +50,12 @@ def grid(pairs: list[str]) -> Iterator[list[str]]:
         yield [f"{key}={value}" for key, value in zip(keys, combination, strict=True)]
 
 
+def told(record: dict[str, Any]) -> None:
+    """A validation, on stderr."""
+    words = " ".join(f"{key} {value:.4g}" for key, value in record.items() if isinstance(value, float))
+    print(f"{record['phase']} {record['step']}: {words}", file=sys.stderr, flush=True)
+
+
 def autoencoder(run: Run, folder: Path, images: dict[str, Tensor]) -> tuple[LDCVAE, dict[str, Any], Path]:
     """Phases 1 and 2 of a configuration, trained or as kept."""
     config = run.config
@@ -65,14 +71,14 @@ def autoencoder(run: Run, folder: Path, images: dict[str, Tensor]) -> tuple[LDCV
     started = time.perf_counter()
     first = AutoencoderPhase(model.train(), images["train"], images["validation"], config.train, WORLD, config.seed)
     for _ in first.epochs():
-        pass
+        told(first.history[-1])
     first.adopt_average()
     seconds = {"autoencoder": time.perf_counter() - started}
     started = time.perf_counter()
     train, held = (encode_split(model.eval(), images[split], WORLD) for split in ("train", "validation"))
     second = SamplerPhase(model, train, held, config.sampler, WORLD, config.seed)
     for _ in second.blocks(config.sampler.checkpoint_steps):
-        pass
+        told(second.history[-1])
     second.adopt_average()
     seconds["sampler"] = time.perf_counter() - started
     model.save_pretrained(where)
@@ -151,7 +157,7 @@ def decoder(
             model, images["train"], encodings, images["validation"], config.decoder, WORLD, config.seed, **settings
         )
         for _ in phase.epochs():
-            pass
+            told(phase.history[-1])
         phase.adopt_average()
         seconds["decoder"] = time.perf_counter() - started
         model.eval()
