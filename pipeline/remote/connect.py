@@ -146,10 +146,19 @@ def parallel_map(
 
 
 def run_on_accelerator(config: Config, function: Callable[[Any], Any], argument: Any) -> Any:
-    """`function(argument)`, on a GPU of the cluster if there is a cluster and `train.device` says so, else here."""
+    """`function(argument)`, on a GPU of the cluster if there is a cluster and `train.device` says so, else here.
+
+    Raises:
+        PipelineError: of the function, as it is raised here, not in Ray's wrapping with a traceback.
+    """
     if is_local(config):
         return function(argument)
+    import ray
+
     with connect(config):
         if not use_cuda(config.train.device):
             return function(argument)
-        return next(parallel_map(function, [argument], 1, task_resources(True, 1)))
+        try:
+            return next(parallel_map(function, [argument], 1, task_resources(True, 1)))
+        except ray.exceptions.RayTaskError as error:
+            raise error.cause if isinstance(error.cause, PipelineError) else error from None
