@@ -16,6 +16,7 @@ from ldcvae.perceptual import load_features
 from ldcvae.training.world import keyed_generator
 from pipeline.config.errors import ConfigError, PipelineError
 from pipeline.config.variants import EXTRACTORS
+from pipeline.remote.device import process_device
 from pipeline.remote.progress import Display
 from pipeline.store.data.shards import Images
 from pipeline.store.data.splits import labelled_images
@@ -104,31 +105,32 @@ def _classifier(shape: tuple[int, int, int], classes: int) -> nn.Sequential:
 
 @torch.no_grad()
 def _accuracy(network: nn.Module, images: StoredSplit) -> float:
-    right = 0
+    device, right = next(network.parameters()).device, 0
     for pixels, labels in images.read_each(images.groups):
         parts = batches(torch.from_numpy(pixels.copy()), _MOST)  # Arrow's memory is read-only
-        guesses = torch.cat([network(as_float(part)).argmax(1) for part in parts])
+        guesses = torch.cat([network(as_float(part.to(device))).argmax(1).cpu() for part in parts])
         right += int((guesses == torch.from_numpy(labels.copy())).sum())
     return right / len(images)
 
 
-def train_classifier(train: Images, epochs: int, seed: int) -> nn.Sequential:
+def train_classifier(train: Images, epochs: int, seed: int, device: torch.device | str = "cpu") -> nn.Sequential:
     """A classifier of the labelled training images.
 
     Args:
-        train: images and labels; unlabelled ones (-1) are left out.
+        train: images and labels, on the CPU; unlabelled ones (-1) are left out.
         epochs: passes over them.
-        seed: of weights and order.
+        seed: of first weights and order, which are the same on every device.
+        device: where it learns.
 
     Returns:
-        The network in eval mode; without its last layer it is the feature extractor.
+        The network there, in eval mode; without its last layer it is the feature extractor.
     """
     pixels, labels = train.pixels, train.labels
     labelled = (labels >= 0).nonzero().squeeze(1)
     shape = (pixels.shape[1], pixels.shape[2], pixels.shape[3])
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        network = _classifier(shape, len(train.classes)).to(memory_format=torch.channels_last)
+        network = _classifier(shape, len(train.classes)).to(device).to(memory_format=torch.channels_last)
     batch = min(128, len(labelled))
     steps = len(labelled) // batch
     optimizer = torch.optim.AdamW(network.parameters(), lr=2e-3, weight_decay=1e-2, fused=True)
@@ -140,8 +142,8 @@ def train_classifier(train: Images, epochs: int, seed: int) -> nn.Sequential:
         for index in labelled[order[: steps * batch]].split(batch):
             optimizer.zero_grad(set_to_none=True)
             for part in index.split(rows_at_a_time(shape, batch)):
-                images = as_float(pixels[part]).contiguous(memory_format=torch.channels_last)
-                loss = functional.cross_entropy(network(images), labels[part], label_smoothing=0.05)
+                images = as_float(pixels[part].to(device)).contiguous(memory_format=torch.channels_last)
+                loss = functional.cross_entropy(network(images), labels[part].to(device), label_smoothing=0.05)
                 (loss * (len(part) / batch)).backward()
             optimizer.step()
             schedule.step()
@@ -150,7 +152,7 @@ def train_classifier(train: Images, epochs: int, seed: int) -> nn.Sequential:
 
 
 def stored_classifier(run: Run) -> Extractor:
-    """The run's classifier, trained once and kept with its accuracy and hash.
+    """The run's classifier on the CPU, trained once on this process's device and kept with its accuracy and hash.
 
     Raises:
         ConfigError: if the data have no labels.
@@ -175,8 +177,8 @@ def stored_classifier(run: Run) -> Extractor:
         kept = parse_as(Classifier, folder.read(name), f"{folder.url}/{name}", remedy)
     if kept.get("made_of") != made_of:
         train = labelled_images(run, config.seed, "classifier")
-        trained = train_classifier(train, config.evaluate.classifier_epochs, config.seed)
-        content = save({name: tensor.contiguous() for name, tensor in trained.state_dict().items()})
+        trained = train_classifier(train, config.evaluate.classifier_epochs, config.seed, process_device(config))
+        content = save({name: tensor.cpu().contiguous() for name, tensor in trained.state_dict().items()})
         accuracy = _accuracy(trained, StoredSplit(run, "test"))
         kept = {"made_of": made_of, "accuracy": accuracy, "sha256": sha256(content)}
         folder.write(f"{_CLASSIFIER}.safetensors", content)

@@ -20,6 +20,8 @@ from ldcvae.model import LDCVAE
 from ldcvae.rivals.fitting import Draw
 from pipeline.judge.extractors import Extractor, build_extractor
 from pipeline.judge.generators import timed_draw
+from pipeline.remote.connect import run_on_accelerator
+from pipeline.remote.device import process_device
 from pipeline.store.data.splits import split_images
 from pipeline.store.run import Run
 
@@ -52,14 +54,23 @@ class Reference:
         return Judge(self.extractor, self.features[split], neighbours, device)
 
 
+def _reference(job: tuple[Run, tuple[str, ...]]) -> Reference:
+    """The reference, made on this process's device."""
+    run, splits = job
+    extractor = build_extractor(run).to(process_device(run.config))
+    features = {split: extractor(split_images(run, split)) for split in splits}
+    reference = Reference(run.shape, extractor.to(torch.device("cpu")), features)
+    torch.cuda.empty_cache()  # this process only waits from here on, while cells or trials want the GPU's memory
+    return reference
+
+
 def make_reference(run: Run, *splits: str) -> Reference:
-    """The reference of a run's data set.
+    """The reference of a run's data set, made here or on a GPU of the cluster.
 
     Raises:
         ConfigError: if the extractor does not fit the data.
     """
-    extractor = build_extractor(run)
-    return Reference(run.shape, extractor, {split: extractor(split_images(run, split)) for split in splits})
+    return run_on_accelerator(run.config, _reference, (run, splits))
 
 
 @torch.no_grad()

@@ -28,6 +28,7 @@ _ENVIRONMENT = {
     # A task whose process is killed for want of memory is started again without end otherwise.
     "RAY_task_oom_retries": "3",
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
+    "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",  # a page each; the searcher says them in a line
 }
 for _name, _value in _ENVIRONMENT.items():
     os.environ.setdefault(_name, _value)
@@ -146,10 +147,19 @@ def parallel_map(
 
 
 def run_on_accelerator(config: Config, function: Callable[[Any], Any], argument: Any) -> Any:
-    """`function(argument)`, on a GPU of the cluster if there is a cluster and `train.device` says so, else here."""
+    """`function(argument)`, on a GPU of the cluster if there is a cluster and `train.device` says so, else here.
+
+    Raises:
+        PipelineError: of the function, as it is raised here, not in Ray's wrapping with a traceback.
+    """
     if is_local(config):
         return function(argument)
+    import ray
+
     with connect(config):
         if not use_cuda(config.train.device):
             return function(argument)
-        return next(parallel_map(function, [argument], 1, task_resources(True, 1)))
+        try:
+            return next(parallel_map(function, [argument], 1, task_resources(True, 1)))
+        except ray.exceptions.RayTaskError as error:
+            raise error.cause if isinstance(error.cause, PipelineError) else error from None

@@ -5,7 +5,13 @@ tests/pipeline/test_internals.py asserts that the installed Ray has them and say
 
 from typing import Any
 
-__all__ = ["cancel_reservation", "drop_death_notices", "keep_keys_out_of_runtime_environments", "reservation_of"]
+__all__ = [
+    "cancel_reservation",
+    "count_killed_trials_as_lost",
+    "drop_death_notices",
+    "keep_keys_out_of_runtime_environments",
+    "reservation_of",
+]
 
 COORDINATOR = "AutoscalingCoordinator"
 """Name and namespace of the actor that keeps what elastic training groups have reserved (Ray 2.52 and later)."""
@@ -44,6 +50,27 @@ def keep_keys_out_of_runtime_environments() -> None:
 
     secrets = {name for name in class_cache.ENV_VARS_TO_PROPAGATE if name.startswith("AWS_")}
     class_cache.ENV_VARS_TO_PROPAGATE.difference_update(secrets)
+
+
+def count_killed_trials_as_lost() -> None:
+    """Let Tune take a trial's process that Ray's memory monitor has killed for what it is, a process that was lost.
+
+    Ray raises `OutOfMemoryError` for it, which is no `RayActorError`: Tune ended the whole search with it, where any
+    other death of the process costs the trial one of its tries.
+    """
+    from ray.air.execution._internal import RayActorManager
+    from ray.exceptions import OutOfMemoryError, RayActorError
+
+    fail = RayActorManager._actor_task_failed
+    if hasattr(fail, "lost"):  # done already
+        return
+
+    def lost(self: Any, tracked_actor_task: Any, exception: Exception) -> None:
+        killed = isinstance(exception, OutOfMemoryError)
+        fail(self, tracked_actor_task, RayActorError(error_msg=str(exception)) if killed else exception)
+
+    lost.lost = fail  # type: ignore[attr-defined]
+    RayActorManager._actor_task_failed = lost  # type: ignore[method-assign]
 
 
 _DEATHS = ("died or was killed while executing", "failed due to oom", "killed due to the node running low on memory")

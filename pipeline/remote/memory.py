@@ -7,8 +7,17 @@ from pathlib import Path
 import torch
 
 from ldcvae.training.heap import peak_mb
+from pipeline.config.sections import Config
 
-__all__ = ["kernel_kills", "killed_memory", "limit_bytes", "own_memory"]
+__all__ = [
+    "in_gib",
+    "kernel_kills",
+    "killed_memory",
+    "kills_since",
+    "limit_bytes",
+    "own_memory",
+    "what_to_lower",
+]
 
 _GIB = 2**30
 _CGROUPS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")  # of version 2 and 1
@@ -38,6 +47,16 @@ def limit_bytes() -> tuple[int, str] | None:
     return whole, "node"
 
 
+def in_gib(megabytes: float) -> str:
+    """Megabytes, as `peak_mb` gives them, in words.
+
+    Example:
+        >>> in_gib(5583.0)
+        '5.2 GiB'
+    """
+    return f"{megabytes * 1e6 / _GIB:.1f} GiB"
+
+
 def own_memory() -> str:
     """This process's peak and its limit; empty where neither is known.
 
@@ -46,7 +65,7 @@ def own_memory() -> str:
         True
     """
     peak, limit = peak_mb(), limit_bytes()
-    parts = [] if peak is None else [f"peak {peak * 1e6 / _GIB:.1f} GiB"]
+    parts = [] if peak is None else [f"peak {in_gib(peak)}"]
     if limit is not None:
         parts.append(f"limit {limit[0] / _GIB:.1f} GiB of the {limit[1]}")
     return ", ".join(parts)
@@ -85,3 +104,21 @@ def kernel_kills() -> int | None:
     except OSError:
         return None
     return int(found[1]) if found else None
+
+
+def kills_since(before: int | None) -> bool:
+    """Whether the kernel of this machine has killed for memory since `kernel_kills()` was `before`."""
+    now = kernel_kills()
+    return before is not None and now is not None and now > before
+
+
+def what_to_lower(config: Config, *keys: str) -> str:
+    """Keys of the configuration that take memory, with their values; a key whose value is 0 has nothing to give.
+
+    Example:
+        >>> what_to_lower(Config(), "sampler.particles", "train.memory_mb")
+        'lower sampler.particles (now 512) or train.memory_mb (now 4096)'
+    """
+    values = [(key, getattr(getattr(config, section), name)) for key in keys for section, name in [key.split(".")]]
+    *more, last = [f"{key} (now {value})" for key, value in values if value]
+    return "lower " + (f"{', '.join(more)} or {last}" if more else last)

@@ -6,11 +6,9 @@ from typing import Any
 from pipeline.config.errors import PipelineError
 from pipeline.config.sections import Config
 from pipeline.remote.failures import WorkerMemoryError, failure_reason, is_lost, is_out_of_memory
-from pipeline.remote.memory import kernel_kills
+from pipeline.remote.memory import in_gib, what_to_lower
 
-__all__ = ["counting", "explain", "kills_since", "remedy", "telling"]
-
-_GIB = 2**30
+__all__ = ["cause_of", "counting", "explain", "remedy", "telling"]
 
 
 def telling(failures: Mapping[int, Exception]) -> Exception:
@@ -64,8 +62,13 @@ def counting(board: Any, most: int) -> Any:
     return Failures()
 
 
-def _causes(error: Exception) -> Exception:
-    """The error of the worker, or of Train's own processes, that ended the training."""
+def cause_of(error: Exception) -> Exception:
+    """The error of the worker, or of Train's own processes, that ended the training.
+
+    Example:
+        >>> cause_of(ValueError("of no worker"))
+        ValueError('of no worker')
+    """
     if failures := getattr(error, "worker_failures", None):
         return telling(failures)
     return getattr(error, "controller_failure", None) or error
@@ -78,12 +81,8 @@ def remedy(config: Config) -> str:
         >>> remedy(Config())
         'lower train.batch_size (now ...), sampler.particles (now ...) or train.memory_mb (now 4096)'
     """
-    train, sampler = config.train, config.sampler
-    lower = [f"train.batch_size (now {train.batch_size})", f"sampler.particles (now {sampler.particles})"]
-    if train.memory_mb:
-        lower.append(f"train.memory_mb (now {train.memory_mb})")
-    fewer = ", or run fewer workers on a node" if train.most_workers > 1 else ""
-    return f"lower {', '.join(lower[:-1])} or {lower[-1]}{fewer}"
+    fewer = ", or run fewer workers on a node" if config.train.most_workers > 1 else ""
+    return what_to_lower(config, "train.batch_size", "sampler.particles", "train.memory_mb") + fewer
 
 
 def explain(error: Exception, failures: int | None, record: Mapping[str, Any], config: Config, killed: bool) -> str:
@@ -100,13 +99,13 @@ def explain(error: Exception, failures: int | None, record: Mapping[str, Any], c
         >>> print(explain(PipelineError("cannot write a.txt: disk full"), 2, {}, Config(), False))
         training failed 2 times (train.max_failures=3); ... The last failure: cannot write a.txt: disk full
     """
-    cause = _causes(error)
+    cause = cause_of(error)
     many = "" if failures is None else f" {failures} time{'' if failures == 1 else 's'}"
     failed = f"training failed{many} (train.max_failures={config.train.max_failures})"
     again = "the same command goes on from the last checkpoint"
     anew = f"{again}, other settings start anew"
     peak = record.get("peak_mb")
-    had = f"rank 0 had a peak of {peak * 1e6 / _GIB:.1f} GiB" if peak else ""
+    had = f"rank 0 had a peak of {in_gib(peak)}" if peak else ""
     if isinstance(cause, WorkerMemoryError):
         return f"a training worker {cause}; {remedy(config)}; {failed}; {anew}"
     if is_out_of_memory(cause):
@@ -124,9 +123,3 @@ def explain(error: Exception, failures: int | None, record: Mapping[str, Any], c
     if isinstance(cause, OSError):
         return f"{failed}; {again}. The last failure: cannot write a checkpoint: {cause}"
     return f"{failed}; {again}. The last failure:\n{error}"
-
-
-def kills_since(before: int | None) -> bool:
-    """Whether the kernel of this machine has killed for memory since `kernel_kills()` was `before`."""
-    now = kernel_kills()
-    return before is not None and now is not None and now > before

@@ -8,7 +8,7 @@ from pipeline.config.together import equal_parts
 from pipeline.remote.connect import connect
 from pipeline.remote.hardware import is_local, place_workers
 from pipeline.remote.internals import cancel_reservation, reservation_of
-from pipeline.remote.memory import kernel_kills
+from pipeline.remote.memory import kernel_kills, kills_since
 from pipeline.remote.progress import board
 from pipeline.store.folder import Folder, sha256
 from pipeline.store.history import HISTORY_FILES, read_history
@@ -22,7 +22,7 @@ from pipeline.store.model import (
     perceptual_features,
 )
 from pipeline.store.run import Run
-from pipeline.train.failures import counting, explain, kills_since
+from pipeline.train.failures import counting, explain
 from pipeline.train.worker import train_worker
 
 __all__ = ["run"]

@@ -13,8 +13,8 @@ from pipeline.tune.trial import Trial, run_trial
 __all__ = ["nested_trial", "single_trial"]
 
 
-def _refused(params: dict[str, Any]) -> dict[str, Any]:
-    return {"progress": 0, "objective": 0.0, "figures": {}, "finished": False, "failure": params["invalid"]}
+def _failed(reason: str) -> dict[str, Any]:
+    return {"progress": 0, "objective": 0.0, "figures": {}, "finished": False, "failure": reason}
 
 
 def _own(params: dict[str, Any], template: Trial) -> Trial:
@@ -32,7 +32,7 @@ def single_trial(params: dict[str, Any], template: Trial) -> None:
     from ray import tune
 
     if params["invalid"]:
-        tune.report(_refused(params))
+        tune.report(_failed(params["invalid"]))
         return
     trial = _own(params, template)
     run_trial(trial, World(device=process_device(trial.run.config)), tune.report)
@@ -56,15 +56,18 @@ def nested_trial(params: dict[str, Any], template: Trial) -> None:
     from ray.train.torch import TorchTrainer
     from ray.tune.integration.ray_train import TuneReportCallback
 
+    from pipeline.train.failures import cause_of
+    from pipeline.tune.failures import reason_of
+
     if params["invalid"]:
-        tune.report(_refused(params))
+        tune.report(_failed(params["invalid"]))
         return
     trial = replace(_own(params, template), threads=1)
     config = trial.run.config
     cuda = use_cuda(config.train.device)
     # Checkpoints are the trial's own, so Train has nothing to resume: a name that is never used again.
     filesystem, path = (trial.run.folder / "tune/ray").for_arrow()
-    TorchTrainer(
+    trainer = TorchTrainer(
         _rank,
         train_loop_config={"trial": ray.put(trial)},
         scaling_config=ScalingConfig(
@@ -80,4 +83,8 @@ def nested_trial(params: dict[str, Any], template: Trial) -> None:
             logging_config=LoggingConfig(log_level="ERROR"),  # type: ignore[call-arg]
             callbacks=[TuneReportCallback()],  # type: ignore[list-item]  # Train V2 has its own callbacks
         ),
-    ).fit()
+    )
+    try:
+        trainer.fit()
+    except ray.train.TrainingFailedError as error:  # after all its tries; raised, Tune would grant as many again
+        tune.report(_failed(reason_of(cause_of(error), config, trial.shared is not None)))

@@ -19,8 +19,11 @@ from pipeline.config.errors import ConfigError
 from pipeline.config.load import override
 from pipeline.config.sections import Config
 from pipeline.judge.figures import MAXIMISED
+from pipeline.remote.hardware import is_local
+from pipeline.remote.memory import kernel_kills, kills_since
 from pipeline.store.folder import Folder
 from pipeline.store.manifest import say
+from pipeline.tune.failures import Deaths, reason_of
 from pipeline.tune.internals import open_trials, resume, storage_id
 from pipeline.tune.space import SearchSpace
 from pipeline.tune.study import best_trial, finished
@@ -50,6 +53,7 @@ class StudySearch(OptunaSearch):
         storage: where it is.
         run: the run's folder, whose `tune/checkpoints` of ended trials are removed.
         directions: minimize or maximize for every metric.
+        deaths: callback of the same search.
     """
 
     def __init__(
@@ -60,6 +64,7 @@ class StudySearch(OptunaSearch):
         storage: optuna.storages.BaseStorage,
         run: Folder,
         directions: Sequence[str],
+        deaths: Deaths,
     ):
         modes = [direction[:3] for direction in directions]
         metrics: list[str] = list(space.base.tune.metrics)
@@ -71,7 +76,9 @@ class StudySearch(OptunaSearch):
             study_name=study.study_name,
             storage=storage,
         )
-        self.space, self.run, self.study = space, run, study
+        self.space, self.run, self.study, self.deaths = space, run, study, deaths
+        self.peaks: dict[str, float] = {}  # MB, of the trials that run
+        self.begun: dict[str, tuple[Config, int | None]] = {}  # their configurations; the kernel's kills until then
         running = study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
         self.interrupted = [storage_id(trial) for trial in running]
         self.started = self.said = time.monotonic()
@@ -91,16 +98,20 @@ class StudySearch(OptunaSearch):
         if overrides is None:
             overrides = self.space.overrides(trial.params)
             trial.set_user_attr("overrides", overrides)
+        config, invalid = self.space.base, ""
         try:
-            config, invalid = override(self.space.base, overrides).model_dump(mode="json"), ""
+            config = override(config, overrides)
         except ConfigError as error:  # values that are fine one by one, not together
-            config, invalid = {}, " ".join(str(error).split())
+            invalid = " ".join(str(error).split())
+        self.begun[trial_id] = config, kernel_kills() if is_local(config) else None
         origin = trial.user_attrs.get("origin", "sampled")
-        return {"number": trial.number, "origin": origin, "config": config, "invalid": invalid}
+        values = {} if invalid else config.model_dump(mode="json")
+        return {"number": trial.number, "origin": origin, "config": values, "invalid": invalid}
 
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
         """An intermediate report."""
         trial = open_trials(self)[trial_id]
+        self.peaks[trial_id] = max(self.peaks.get(trial_id, 0.0), result.get("peak_mb") or 0.0)
         if isinstance(self.metric, str) and not result["failure"]:
             trial.report(result["objective"], result["progress"])
         if time.monotonic() - self.said > _LINE_EVERY:
@@ -115,8 +126,9 @@ class StudySearch(OptunaSearch):
         if figures:
             trial.set_user_attr("figures", figures)
         if error or not result or result.get("failure"):
-            lost = "its process was lost: killed, or out of memory"
-            trial.set_user_attr("reason", result.get("failure") or lost)
+            reason = result.get("failure") or self._lost(trial_id)
+            trial.set_user_attr("reason", reason)
+            say(f"tune: trial {trial.number} failed: {reason}")
             self.study.tell(trial, state=TrialState.FAIL)
         elif result["finished"]:
             self.study.tell(trial, [figures[metric] for metric in self.space.base.tune.metrics])
@@ -126,6 +138,11 @@ class StudySearch(OptunaSearch):
         self.run.remove(f"tune/checkpoints/{self._study_name}/{trial.number:05d}")
         self.ended += 1
         self._say()
+
+    def _lost(self, trial_id: str) -> str:
+        config, kills = self.begun[trial_id]
+        error, peak = self.deaths.last(trial_id), self.peaks.get(trial_id, 0.0)
+        return reason_of(error, config, self.space.only_sampler, peak, kills_since(kills))
 
     def save(self, checkpoint_path: str) -> None:
         """Nothing: the study is on storage, and nothing is ever restored from Tune's snapshot."""

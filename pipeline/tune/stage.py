@@ -17,7 +17,7 @@ from pipeline.judge.figures import make_reference
 from pipeline.judge.pages.pictures import Picture
 from pipeline.remote.connect import connect
 from pipeline.remote.hardware import require_room, use_cuda
-from pipeline.remote.internals import keep_keys_out_of_runtime_environments
+from pipeline.remote.internals import count_killed_trials_as_lost, keep_keys_out_of_runtime_environments
 from pipeline.store.data.splits import split_images
 from pipeline.store.folder import fingerprint
 from pipeline.store.manifest import Manifest, at_format, say
@@ -84,17 +84,20 @@ def _sweep(run: Run, space: SearchSpace, study: Any, storage: Any) -> None:
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # whose table of the configuration cannot be turned off
     from ray import tune
 
+    from pipeline.tune.failures import Deaths
     from pipeline.tune.processes import nested_trial, single_trial
     from pipeline.tune.search import StudyScheduler, StudySearch
     from pipeline.tune.study import build_sampler, directions, finished
 
     keep_keys_out_of_runtime_environments()
+    count_killed_trials_as_lost()
     settings = config.tune
     several = config.train.least_workers > 1
     own, concurrent = _resources(config)
     name, trials = study.study_name, len(study.get_trials(deepcopy=False))
     sampler = build_sampler(settings, config.seed, trials)
-    search = StudySearch(space, sampler, study, storage, run.folder, directions(settings))
+    deaths = Deaths()
+    search = StudySearch(space, sampler, study, storage, run.folder, directions(settings), deaths)
     left = max(settings.num_samples - len(finished(study)), len(search.interrupted))
     if left <= 0:
         return
@@ -124,6 +127,7 @@ def _sweep(run: Run, space: SearchSpace, study: Any, storage: Any) -> None:
             storage_path=path,
             storage_filesystem=filesystem,
             failure_config=tune.FailureConfig(max_failures=settings.max_failures),
+            callbacks=[deaths],
             verbose=0,
         ),
     ).fit()

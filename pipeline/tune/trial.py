@@ -22,7 +22,7 @@ from ldcvae.training.autoencoder import AutoencoderPhase
 from ldcvae.training.decoder import DecoderPhase
 from ldcvae.training.encode import encode_split
 from ldcvae.training.epochs import EpochPhase
-from ldcvae.training.heap import keep_freed_memory
+from ldcvae.training.heap import keep_freed_memory, peak_mb, reset_peak
 from ldcvae.training.monitor import NonFiniteLossError
 from ldcvae.training.phase import Phase
 from ldcvae.training.sampler import SamplerPhase
@@ -45,7 +45,7 @@ _GRID = 8  # images per side of a trial's sample grid
 _MOST = 1000  # images per pass of encoder and decoder
 
 Generate = Callable[[int, torch.Generator], Iterator[Tensor]]  # n -> images in [0, 1], n in all, a part at a time
-# Takes `progress`, `objective`, `figures`, `finished`, `failure`; called on every rank.
+# Takes `progress`, `objective`, `figures`, `finished`, `failure` and `peak_mb`; called on every rank.
 Report = Callable[[dict[str, Any]], None]
 
 
@@ -271,7 +271,8 @@ class _Running:
         objective = figures.get(metric, WORST)
         if figures and not math.isfinite(objective):
             raise FloatingPointError(f"{metric} is not finite")
-        end = {"finished": finished, "failure": ""}
+        # The peak too, which a process that is killed cannot tell any more.
+        end = {"finished": finished, "failure": "", "peak_mb": peak_mb()}
         self.report({"progress": progress, "objective": objective, "figures": figures} | end)
 
     def _seconds(self) -> float:
@@ -289,10 +290,12 @@ def run_trial(trial: Trial, world: World, report: Report) -> None:
         trial: which.
         world: this rank.
         report: called on every rank with `progress` (reports done, out of `tune.reports` a phase), `objective` (the
-            first metric), `figures` (the last report has all of them), `finished`, and `failure`: the reason when
-            the trial cannot go on, which is reported and not raised, because trying again would end the same way.
+            first metric), `figures` (the last report has all of them), `peak_mb` of this process, `finished`, and
+            `failure`: the reason when the trial cannot go on, which is reported and not raised, because trying again
+            would end the same way.
     """
     keep_freed_memory()
+    reset_peak()  # of the trial that this process served before
     torch.set_num_threads(trial.threads)
     try:
         _Running(trial, world, report).train()

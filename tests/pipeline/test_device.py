@@ -15,6 +15,9 @@ from ldcvae import LDCVAE
 from pipeline import sample
 from pipeline.config.errors import ConfigError
 from pipeline.config.load import load_config
+from pipeline.judge import figures
+from pipeline.judge.extractors import Extractor
+from pipeline.judge.figures import make_reference
 from pipeline.remote import connect, device
 from pipeline.sample import stage
 from pipeline.store.data.shards import decode_shard
@@ -75,6 +78,23 @@ def test_judging_goes_where_training_would(monkeypatch, overrides, gpus, placed)
     assert found == (("task", 1, {"num_cpus": 1, "num_gpus": 1}) if placed else "here")
 
 
+def test_what_a_user_causes_is_told_as_it_is_from_a_task_too(monkeypatch):
+    def task(cause):
+        def failing(*_):
+            raise ray.exceptions.RayTaskError("f", "a page of traceback", cause).as_instanceof_cause()
+
+        monkeypatch.setattr(connect, "connect", lambda config: contextlib.nullcontext())
+        monkeypatch.setattr(ray, "cluster_resources", lambda: {"GPU": 1.0})
+        monkeypatch.setattr(connect, "parallel_map", failing)
+        connect.run_on_accelerator(load_config(None, ["ray.address=here"]), print, None)
+
+    with pytest.raises(ConfigError) as caught:
+        task(ConfigError("no labels"))
+    assert str(caught.value) == "no labels"
+    with pytest.raises(ray.exceptions.RayTaskError, match="a page of traceback"):
+        task(ValueError("got 3"))
+
+
 @pytest.fixture
 def opened(tmp_path):
     """The run of 0.1 with 60 images; opens it under other keys."""
@@ -114,6 +134,27 @@ def test_images_are_drawn_on_one_kind_of_device_by_any_number_of_workers(opened,
         (["cuda"] * 3, 4, {"num_cpus": 1, "num_gpus": 0.5}),
         (["cuda"] * 3, 1, {"num_cpus": 1, "num_gpus": 1}),
     ]
+
+
+def test_a_reference_is_made_where_the_gpu_is_and_kept_on_the_cpu(opened, monkeypatch):
+    alone = make_reference(opened("train.device=cpu"), "validation", "test")
+    used, placed = [], []
+
+    def on_fake_gpu(function, items, workers, resources):
+        placed.append(resources)
+        return map(function, items)
+
+    monkeypatch.setattr(figures, "process_device", lambda config: torch.device("cuda"))
+    monkeypatch.setattr(Extractor, "to", lambda extractor, where: used.append(where.type) or extractor)
+    monkeypatch.setattr(connect, "connect", lambda config: contextlib.nullcontext())
+    monkeypatch.setattr(ray, "cluster_resources", lambda: {"GPU": 2.0})
+    monkeypatch.setattr(connect, "parallel_map", on_fake_gpu)
+    for overrides in ([], ["ray.address=here"]):
+        reference = make_reference(opened(*overrides), "validation", "test")
+        for split in ("validation", "test"):
+            assert torch.equal(reference.features[split], alone.features[split])
+    assert used == ["cuda", "cpu"] * 2
+    assert placed == [{"num_cpus": 1, "num_gpus": 1}]
 
 
 def test_one_worker_takes_the_device_of_this_process_and_another_device_is_no_reason_to_draw_again(

@@ -83,6 +83,44 @@ def test_large_images_pass_in_small_parts_and_teach_the_same(tmp_path, monkeypat
     assert accuracy == float((parts(held.pixels / 255).argmax(1) == held.labels).double().mean())
 
 
+def test_the_classifier_learns_where_it_is_told_from_the_same_batches(monkeypatch):
+    # Tensors of device meta have no numbers, so anything that stays on it can be shown without a GPU.
+    adam, randperm, orders, given = torch.optim.AdamW, torch.randperm, [], set()
+    monkeypatch.setattr(torch.optim, "AdamW", lambda *args, fused, **more: adam(*args, **more))  # not of meta
+    monkeypatch.setattr(torch, "randperm", lambda *args, **more: orders.append(randperm(*args, **more)) or orders[-1])
+    train = Images(images(40), torch.arange(40) % 2, ("a", "b"))
+    train_classifier(train, epochs=2, seed=0)
+    hook = torch.nn.modules.module.register_module_forward_pre_hook(lambda _, seen: given.add(seen[0].device.type))
+    loss = torch.nn.functional.cross_entropy
+
+    def noted(guesses, truth, **more):
+        given.add(truth.device.type)
+        return loss(guesses, truth, **more)
+
+    monkeypatch.setattr(torch.nn.functional, "cross_entropy", noted)
+    made = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 2))
+    monkeypatch.setattr("pipeline.judge.extractors._classifier", lambda *_: made)  # ours looks at itself on the CPU
+    with hook:
+        network = train_classifier(train, epochs=2, seed=0, device="meta")
+    assert given == {weight.device.type for weight in network.parameters()} == {"meta"}
+    assert len(orders) == 4
+    assert all(map(torch.equal, orders[:2], orders[2:]))
+
+
+def test_the_stored_classifier_learns_on_the_device_of_the_process(tmp_path, monkeypatch):
+    run, used = make_run(tmp_path), []
+
+    def train(*args):
+        used.append(args[3].type)
+        return train_classifier(*args[:3])
+
+    monkeypatch.setattr("pipeline.judge.extractors.process_device", lambda config: torch.device("cuda"))
+    monkeypatch.setattr("pipeline.judge.extractors.train_classifier", train)
+    extractor = build_extractor(run)
+    assert used == ["cuda"]
+    assert {weight.device.type for weight in extractor.network.parameters()} == {"cpu"}
+
+
 def test_unlabelled_images_are_left_out():
     some = images(40)
     labels = torch.arange(40) % 4 - 1  # a quarter has none

@@ -16,8 +16,8 @@ from pipeline.config.load import load_config
 from pipeline.config.sections import Config
 from pipeline.remote import memory
 from pipeline.remote.failures import WorkerMemoryError, failure_reason, is_out_of_memory
-from pipeline.remote.memory import kernel_kills, killed_memory, limit_bytes, own_memory
-from pipeline.train.failures import explain, kills_since, telling
+from pipeline.remote.memory import kernel_kills, killed_memory, kills_since, limit_bytes, own_memory
+from pipeline.train.failures import explain, telling
 
 # As Ray 2.60 has said it, a little shortened.
 KILLED = """4 worker(s) were killed due to the node running low on memory. Memory on the node (IP: 127.0.0.1, ID: ce8\
@@ -147,7 +147,7 @@ def test_a_lost_worker_is_told_with_its_peak_and_what_the_kernel_has_done(monkey
     line = told({0: Wrapped(DIED)}, 2, record, killed=True)
     assert line.startswith("a training worker ran out of memory (rank 0 had a peak of 5.2 GiB): the kernel killed")
     assert kernel_kills() is None or not kills_since(kernel_kills())
-    monkeypatch.setattr("pipeline.train.failures.kernel_kills", lambda: 3)
+    monkeypatch.setattr("pipeline.remote.memory.kernel_kills", lambda: 3)
     assert (kills_since(2), kills_since(3), kills_since(None)) == (True, False, False)
 
 
@@ -200,16 +200,20 @@ def prepared(tmp_path_factory):
     return folder
 
 
-def train(folder, how: str, **environment: str) -> tuple[str, str]:
-    """(what was said, the error) of a training that ends with exit status 1 and one line."""
-    words = ["--plugin", "hungry", *TINY, "storage=runs", "model.network=hungry", "train.max_failures=1"]
+SEARCH = ['tune.space={"train.ema": {"type": "uniform", "low": 0.9, "high": 0.9999}}', "tune.num_samples=1"]
+SEARCH += ["tune.max_failures=1", "tune.num_images=64", "tune.draws=1"]
+
+
+def train(folder, how: str, stage: str = "train", *more: str, **environment: str) -> tuple[str, str]:
+    """(what was said, the error) of a training or a search that ends with exit status 1 and one line."""
+    words = ["--plugin", "hungry", *TINY, "storage=runs", "model.network=hungry", "train.max_failures=1", *more]
     variables = {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "HUNGRY": how}
-    command = [sys.executable, "-m", "pipeline.train", *words]
+    command = [sys.executable, "-m", f"pipeline.{stage}", *words]
     done = subprocess.run(
         command, cwd=folder, env=os.environ | variables | environment, capture_output=True, text=True, timeout=500
     )
     assert done.returncode == 1, done.stdout + done.stderr
-    (error,) = done.stderr.splitlines()
+    (error,) = [line for line in done.stderr.splitlines() if "Trials did not complete" not in line]  # Tune's own word
     assert error.startswith("error: ")
     assert "raylet" not in done.stdout
     return done.stdout, error
@@ -233,17 +237,39 @@ def test_lost_workers_are_counted(prepared):
     assert "training failed 2 times (train.max_failures=1); the same command goes on" in error
 
 
-@pytest.mark.slow
-def test_a_worker_that_ray_kills_for_want_of_memory_is_one_line(prepared):
+def scarce() -> dict[str, str]:
+    """Ray's memory monitor, told to kill what takes 3 GB more than there is in use now."""
     now = psutil.virtual_memory()
     if now.available < 8e9:
         pytest.skip("needs 8 GB of free memory")
     threshold = (now.total - now.available + 3e9) / now.total
-    limits = {"RAY_memory_usage_threshold": f"{threshold:.4f}", "RAY_memory_monitor_refresh_ms": "100"}
-    _, error = train(prepared, "greedy", **limits)
-    pattern = (
-        r"a training worker ran out of memory \(peak \d+\.\d GiB, Ray's limit .* GiB, the node used .* GiB\): Ray"
-    )
-    assert re.search(pattern, error)
+    return {"RAY_memory_usage_threshold": f"{threshold:.4f}", "RAY_memory_monitor_refresh_ms": "100"}
+
+
+KILLED_LINE = r"out of memory \(peak \d+\.\d GiB, Ray's limit .* GiB, the node used .* GiB\): Ray"
+
+
+@pytest.mark.slow
+def test_a_worker_that_ray_kills_for_want_of_memory_is_one_line(prepared):
+    _, error = train(prepared, "greedy", **scarce())
+    assert re.search(f"a training worker ran {KILLED_LINE}", error)
     assert "lower train.batch_size (now 64)" in error
     assert re.search(r"training failed( [12] times?)? \(train.max_failures=1\)", error)
+
+
+@pytest.mark.slow
+def test_a_trial_that_ray_kills_for_want_of_memory_is_one_line_and_the_search_goes_on(prepared):
+    said, error = train(prepared, "greedy", "tune", *SEARCH, **scarce())
+    told = f"{KILLED_LINE} killed the process; lower train.batch_size"
+    assert re.search(f"tune: trial 0 failed: {told}", said)
+    assert "tune: 1/1 trials, 1 failed" in said
+    assert re.search(f"no trial of the search completed: {told}", error)
+
+
+@pytest.mark.slow
+def test_a_lost_worker_of_a_trial_is_told_after_the_tries_of_one_trial(prepared):
+    own = ("name=tiny-two", "train.num_workers=2", "tune.max_failures=0")
+    said, error = train(prepared, "shot", "tune", *SEARCH, *own, RAY_memory_monitor_refresh_ms="0")
+    told = "its process was killed or crashed (Worker unexpectedly exits"
+    assert f"tune: trial 0 failed: {told}" in said
+    assert told in error

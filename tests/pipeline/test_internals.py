@@ -16,6 +16,7 @@ from pipeline.tune import internals as of_optuna
 ROOT = Path(__file__).parents[2]
 PRIVATE = (
     r"_ot_trials|_trial_id|class_cache|AutoscalingCoordinator|cancel_request|train_run_context|print_to_stdstream|"
+    r"_actor_task_failed|"
     r"\._contains\("
 )
 
@@ -79,6 +80,23 @@ def test_pages_about_processes_that_died_are_not_printed(monkeypatch):
     ):
         module.print_to_stdstream({"lines": [line], "pid": "raylet", "is_err": False}, ignore_prefix=False)
     assert shown == ["no room for f"]
+
+
+def test_a_trial_that_is_killed_for_memory_is_one_that_was_lost(monkeypatch):
+    from ray.air.execution._internal import RayActorManager
+
+    name, where = "_actor_task_failed", "ray.air.execution._internal.RayActorManager"
+    assert hasattr(RayActorManager, name), lacks(ray, name, where)
+    seen = []
+    monkeypatch.setattr(RayActorManager, name, lambda self, tracked_actor_task, exception: seen.append(exception))
+    of_ray.count_killed_trials_as_lost()
+    of_ray.count_killed_trials_as_lost()
+    other = ValueError("got 3")
+    for error in (ray.exceptions.OutOfMemoryError("a page"), other):
+        getattr(RayActorManager, name)(None, tracked_actor_task=None, exception=error)
+    assert isinstance(seen[0], ray.exceptions.RayActorError)
+    assert str(seen[0]) == "a page"
+    assert seen[1] is other
 
 
 def test_optunas_trials_can_be_opened_again():

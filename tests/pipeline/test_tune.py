@@ -4,6 +4,7 @@ import dataclasses
 import io
 import json
 import math
+import re
 from types import SimpleNamespace
 
 import optuna
@@ -12,6 +13,8 @@ import pytest
 import torch
 from optuna.storages import InMemoryStorage, JournalStorage
 from optuna.trial import TrialState
+from ray.exceptions import RayActorError
+from test_failures import DIED, KILLED
 
 from ldcvae.training.monitor import NonFiniteLossError
 from ldcvae.training.world import World
@@ -24,6 +27,7 @@ from pipeline.store.data.shards import load_split
 from pipeline.store.folder import Folder
 from pipeline.store.model import build_model
 from pipeline.store.run import open_run
+from pipeline.tune.failures import Deaths, reason_of
 from pipeline.tune.plots import search_pictures
 from pipeline.tune.search import StudyScheduler, StudySearch
 from pipeline.tune.space import build_space
@@ -250,7 +254,7 @@ def searched(tmp_path, *overrides: str) -> StudySearch:
     space = build_space(config)
     enqueue_points(study, space)
     sampler = build_sampler(config.tune, 0, 0)
-    return StudySearch(space, sampler, study, storage, Folder(str(tmp_path)), directions(config.tune))
+    return StudySearch(space, sampler, study, storage, Folder(str(tmp_path)), directions(config.tune), Deaths())
 
 
 def result(progress: int, value: float, finished: bool = False, failure: str = "") -> dict:
@@ -273,8 +277,10 @@ def test_every_end_of_a_trial_reaches_the_study(tmp_path, capsys):
     assert search.study.trials[1].value == 9.0
     reasons = [trial.user_attrs.get("reason") for trial in search.study.trials]
     assert reasons[2] == "field_rms is not finite at step 7"
-    assert "process was lost" in reasons[3]
-    assert "tune: 4/8 trials, best fd 3 (trial 0: defaults), 2 failed" in capsys.readouterr().out
+    assert reasons[3] == "its process was killed or crashed"
+    out = capsys.readouterr().out
+    assert "tune: trial 2 failed: field_rms is not finite at step 7" in out
+    assert "tune: 4/8 trials, best fd 3 (trial 0: defaults), 2 failed" in out
     table = pq.read_table(io.BytesIO(table_bytes(trials_table(search.study)))).to_pylist()
     assert [row["number"] for row in table] == [0, 1, 2, 3]
     assert table[0]["fd"] == 3.0
@@ -282,6 +288,44 @@ def test_every_end_of_a_trial_reaches_the_study(tmp_path, capsys):
     assert table[2]["fd"] is None
     assert table[0]["param.sampler.particles"] == 512
     assert {third["number"], fourth["number"]} == {2, 3}
+
+
+LOWER = "lower sampler.particles (now 300), or run fewer trials at a time (tune.max_concurrent)"
+
+
+CRASHED = (
+    r"its process was killed or crashed \(Worker .*\); peak 5.2 GiB: if the machine's memory ran out \(`dmesg`\), "
+)
+
+
+@pytest.mark.parametrize(
+    ("text", "kernel", "expected"),
+    [
+        (KILLED, 0, r"out of memory \(peak 1.1 GiB, Ray's limit 5.3 GiB, the node .*\): Ray killed the process; "),
+        (DIED, 1, r"out of memory \(peak 5.2 GiB\): the kernel killed a process; "),
+        (DIED, 0, CRASHED),
+    ],
+)
+def test_a_lost_trial_is_told_with_its_peak_and_what_to_lower(tmp_path, monkeypatch, text, kernel, expected):
+    kills = 3
+    monkeypatch.setattr("pipeline.remote.memory.kernel_kills", lambda: kills + kernel)
+    monkeypatch.setattr("pipeline.tune.search.kernel_kills", lambda: kills)
+    search = searched(tmp_path, "sampler.particles=300")
+    search.suggest("a")
+    for progress, peak in enumerate((5583.0, 200.0, None)):  # started again in between; a platform without figures
+        search.on_trial_result("a", result(progress, 9.0) | {"peak_mb": peak})
+    error = tmp_path / "error.txt"
+    error.write_text(f"Failure # 1 (occurred at 10:00)\nfirst\nFailure # 2 (occurred at 11:00)\n{text}\n")
+    search.deaths.on_trial_start(0, [], SimpleNamespace(trial_id="a", error_file=str(error)))
+    search.on_trial_complete("a", error=True)
+    reason = search.study.trials[0].user_attrs["reason"]
+    assert re.fullmatch(expected + re.escape(LOWER), reason)
+
+
+def test_trials_of_all_phases_have_more_to_lower():
+    config = load_config(None, ["train.memory_mb=0"])  # which has nothing to give
+    reason = reason_of(RayActorError(error_msg=KILLED), config, sampler_only=False)
+    assert "; lower train.batch_size (now 64) or sampler.particles (now 512), or run fewer trials" in reason
 
 
 def test_interrupted_trials_are_handed_out_again_first(tmp_path):
@@ -295,6 +339,7 @@ def test_interrupted_trials_are_handed_out_again_first(tmp_path):
         search._storage,
         search.run,
         ["minimize"],
+        Deaths(),
     )
     assert again.suggest("c") == before[1]
     assert again.suggest("d")["number"] == 2
@@ -324,9 +369,8 @@ def test_values_that_do_not_fit_together_fail_their_trial(tmp_path):
     config = with_space(space, "train.objective=elbo", "tune.sampler=random", "tune.num_samples=30")
     storage = InMemoryStorage()
     study = optuna.create_study(study_name="s", storage=storage)
-    search = StudySearch(
-        build_space(config), build_sampler(config.tune, 0, 0), study, storage, Folder(str(tmp_path)), ["minimize"]
-    )
+    sampler, folder = build_sampler(config.tune, 0, 0), Folder(str(tmp_path))
+    search = StudySearch(build_space(config), sampler, study, storage, folder, ["minimize"], Deaths())
     invalid = {job["invalid"] for job in (search.suggest(str(i)) for i in range(30))}
     assert "" in invalid
     assert any("needs at least 2" in reason for reason in invalid)
