@@ -87,19 +87,20 @@ def autoencoder(run: Run, folder: Path, images: dict[str, Tensor]) -> tuple[LDCV
     return model, kept, where
 
 
-def judged(run: Run, model: LDCVAE, images: dict[str, Tensor], judges: dict[str, Judge]) -> dict[str, Any]:
-    """The figures of base, net and posteriors by each judge, and of reconstructions."""
-    config, count = run.config, len(images["validation"])
-    encodings = encode_split(model, images["train"], WORLD)
+def judged(
+    model: LDCVAE, train: Tensor, held_out: Tensor, count: int, seed: int, judges: dict[str, Judge]
+) -> dict[str, Any]:
+    """The figures of base, net and posteriors by each judge, `count` images each, and of reconstructions."""
+    encodings = encode_split(model, train, WORLD)
     draws = {"base": lambda noise: model.whitening.unwhiten(model.draw_base(count, noise))}
     draws |= {"net": lambda noise: model.sample_latents(count, noise)}
     draws |= {"bound": lambda noise: encodings.draw(count, noise)}
     found: dict[str, Any] = {}
     for name, judge in judges.items():
-        found[name] = {"reconstruction": judge.reconstruction(model, images["validation"])}
+        found[name] = {"reconstruction": judge.reconstruction(model, held_out)}
         for row, draw in draws.items():
             with torch.no_grad():
-                latents = draw(keyed_generator("cpu", config.seed, "search", row))
+                latents = draw(keyed_generator("cpu", seed, "search", row))
             features = judge.extractor.of(decoded(model, latents))
             found[name][row] = judge.figures(features)
     return found
@@ -162,7 +163,8 @@ def decoder(
         seconds["decoder"] = time.perf_counter() - started
         model.eval()
         model.save_pretrained(where / f"decoder-{key}")
-    figures = judged(run, model, images, judges)
+    held_out = images["validation"]
+    figures = judged(model, images["train"], held_out, len(held_out), config.seed, judges)
     result = {"overrides": [*chosen, *more], "seconds": seconds, "figures": figures}
     record.write_text(json.dumps(result))
     print(line(result), flush=True)
