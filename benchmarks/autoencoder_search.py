@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 import pipeline.prepare
-from ldcvae import LDCVAE
+from ldcvae import LDCVAE, Encodings
 from ldcvae.training.autoencoder import AutoencoderPhase
 from ldcvae.training.decoder import DecoderPhase
 from ldcvae.training.encode import encode_split
@@ -88,16 +88,15 @@ def autoencoder(run: Run, folder: Path, images: dict[str, Tensor]) -> tuple[LDCV
 
 
 def judged(
-    model: LDCVAE, train: Tensor, held_out: Tensor, count: int, seed: int, judges: dict[str, Judge]
+    model: LDCVAE, encodings: dict[str, Encodings], real: Tensor, count: int, seed: int, judges: dict[str, Judge]
 ) -> dict[str, Any]:
-    """The figures of base, net and posteriors by each judge, `count` images each, and of reconstructions."""
-    encodings = encode_split(model, train, WORLD)
+    """The figures of base, net and posteriors by each judge, `count` images a row, and of reconstructions."""
     draws = {"base": lambda noise: model.whitening.unwhiten(model.draw_base(count, noise))}
     draws |= {"net": lambda noise: model.sample_latents(count, noise)}
-    draws |= {"bound": lambda noise: encodings.draw(count, noise)}
+    draws |= {name: lambda noise, one=one: one.draw(count, noise) for name, one in encodings.items()}
     found: dict[str, Any] = {}
     for name, judge in judges.items():
-        found[name] = {"reconstruction": judge.reconstruction(model, held_out)}
+        found[name] = {"reconstruction": judge.reconstruction(model, real)}
         for row, draw in draws.items():
             with torch.no_grad():
                 latents = draw(keyed_generator("cpu", seed, "search", row))
@@ -163,8 +162,8 @@ def decoder(
         seconds["decoder"] = time.perf_counter() - started
         model.eval()
         model.save_pretrained(where / f"decoder-{key}")
-    held_out = images["validation"]
-    figures = judged(model, images["train"], held_out, len(held_out), config.seed, judges)
+    real, bound = images["validation"], {"bound": encode_split(model, images["train"], WORLD)}
+    figures = judged(model, bound, real, len(real), config.seed, judges)
     result = {"overrides": [*chosen, *more], "seconds": seconds, "figures": figures}
     record.write_text(json.dumps(result))
     print(line(result), flush=True)

@@ -17,6 +17,7 @@ from autoencoder_search import WORLD, judged
 from torch import Tensor
 
 from ldcvae.losses import as_float
+from ldcvae.training.encode import encode_split
 from pipeline.config.load import load_config
 from pipeline.judge.extractors import build_extractor
 from pipeline.judge.figures import Judge
@@ -28,6 +29,7 @@ ROWS = {
     "base": "the sampler's base",
     "net": "sampler net",
     "bound": "encoder, the bound",
+    "held_out": "encoder, validation images",
     "reconstruction": "reconstructions",
 }
 WHEN = ("before", "after")
@@ -65,7 +67,9 @@ def figures_of(folder: str) -> dict[str, dict[str, Any]]:
     before = load_before(run, after)
     if before is None:
         sys.exit(f"{folder} was trained without phase decoder")
-    train, test = split_images(run, "train"), split_images(run, "test")
+    test = split_images(run, "test")
+    bounds = {"bound": "train", "held_out": "validation"}
+    encodings = {row: encode_split(after, split_images(run, split)) for row, split in bounds.items()}
     judges = {}
     for kind in ("classifier", "random"):
         extractor = build_extractor(
@@ -77,7 +81,7 @@ def figures_of(folder: str) -> dict[str, dict[str, Any]]:
     found: dict[str, Any] = {"real": {"grid": grid(as_float(test[:GRID]))}}
     for when, model in models.items():
         drawn = model.sample(GRID, generator=torch.Generator().manual_seed(config.seed))
-        figures = judged(model, train, test, count, config.seed, judges)
+        figures = judged(model, encodings, test, count, config.seed, judges)
         found[when] = {"grid": grid(drawn), "figures": figures}
     return found
 

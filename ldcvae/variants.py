@@ -318,3 +318,12 @@ GENERATORS.register(
     Generator("sampler", "sampler net", lazy(f"{_FITS}:own_sampler"), "own", passes=lambda budget, dim: 1)
 )
 GENERATORS.register(Generator("encoder", "encoder posterior", lazy(f"{_FITS}:posterior"), "bound", fitted=False))
+GENERATORS.register(
+    Generator(
+        "held_out",
+        "encoder posterior, validation images",
+        lazy(f"{_FITS}:held_out_posterior"),
+        "bound",
+        fitted=False,
+    )
+)

@@ -20,6 +20,7 @@ __all__ = [
     "autoregressive_flow",
     "flow_matching",
     "gaussian",
+    "held_out_posterior",
     "hmc_chain",
     "langevin_chain",
     "mixture",
@@ -152,3 +153,14 @@ def own_sampler(fitting: Fitting) -> Draw:
 def posterior(fitting: Fitting) -> Draw:
     """The encoder's posteriors themselves: what it has seen, the bound."""
     return fitting.encodings.draw
+
+
+def held_out_posterior(fitting: Fitting) -> Draw:
+    """The posteriors of held-out images: as good as it gets without knowing the training images by heart.
+
+    Raises:
+        ValueError: if the fitting has no held-out encodings.
+    """
+    if fitting.held_out is None:
+        raise ValueError("held_out needs encodings of held-out images, Fitting.held_out")
+    return fitting.held_out.draw

@@ -51,10 +51,12 @@ def _evaluate(run: Run) -> tuple[dict[str, Any], tuple[str, ...]]:
     encodings = encode_split(model, train)
     floor = judge.figures(extractor(some_images(train, settings.num_images, config.seed, "floor")))
     del train
+    wanted = "held_out" in settings.generators
+    validation = encode_split(model, split_images(run, "validation")) if wanted else None
     fits = noise("fits")
     generators: dict[str, Any] = {}
     display, total = Display("evaluate"), settings.draws * len(settings.generators)
-    for name, draw in fitted(config, model, encodings, lambda purpose: fits):
+    for name, draw in fitted(config, model, encodings, validation, lambda purpose: fits):
         rows = []
         for figures in draws.each(draw, name):
             rows.append(figures)

@@ -46,7 +46,11 @@ def budget_of(config: Config) -> Budget:
 
 
 def fitted(
-    config: Config, model: LDCVAE, encodings: Encodings, noise: Callable[[str], torch.Generator]
+    config: Config,
+    model: LDCVAE,
+    encodings: Encodings,
+    held_out: Encodings | None,
+    noise: Callable[[str], torch.Generator],
 ) -> Iterator[tuple[str, Draw]]:
     """The generators of `evaluate.generators`, each fitted to the training encodings when it is asked for.
 
@@ -56,14 +60,13 @@ def fitted(
         config: the run's configuration.
         model: trained, on its device.
         encodings: on that device.
+        held_out: of the validation images, where generator held_out is asked for.
         noise: purpose -> generator on that device.
     """
     budget = budget_of(config)
     for name in config.evaluate.generators:
-        yield (
-            name,
-            GENERATORS[name].fit(Fitting(name, model, encodings, budget=budget, seed=config.seed, noise=noise)),
-        )
+        fitting = Fitting(name, model, encodings, held_out, budget=budget, seed=config.seed, noise=noise)
+        yield name, GENERATORS[name].fit(fitting)
 
 
 @torch.no_grad()

@@ -8,12 +8,17 @@ from test_old_run import OLD
 
 from ldcvae import LDCVAE
 from ldcvae.metrics import prdc
+from ldcvae.rivals.fitting import Fitting
+from ldcvae.training.encode import encode_split
 from ldcvae.training.world import World
+from ldcvae.variants import GENERATORS
 from pipeline.config.load import load_config, override
 from pipeline.evaluate.stage import _evaluate
 from pipeline.judge.extractors import Extractor
 from pipeline.judge.figures import make_reference
 from pipeline.report import stage as report
+from pipeline.store.data.splits import split_images
+from pipeline.store.model import load_model
 from pipeline.store.run import open_run
 from pipeline.tune.trial import Trial, run_trial
 
@@ -133,3 +138,17 @@ def test_neighbours_are_those_of_some_images_where_there_are_many(opened, monkey
         assert some[name] == getattr(expected, name)
     assert some["density"] != whole["density"]
     assert (some["fd"], some["kid"]) == (whole["fd"], whole["kid"])
+
+
+def test_the_bound_of_held_out_images_redraws_the_posteriors_of_validation_images(opened):
+    run = under(opened, {"evaluate.generators": ["encoder", "held_out"], "evaluate.num_images": 60})
+    found = _evaluate(run)[0]["generators"]
+    assert found["held_out"]["fd"] > 0
+    assert found["held_out"]["fd"] != found["encoder"]["fd"]
+    model = load_model(run)
+    encodings = {split: encode_split(model, split_images(run, split)) for split in ("train", "validation")}
+    noise = torch.Generator().manual_seed(0)
+    draw = GENERATORS["held_out"].fit(Fitting("held_out", model, encodings["train"], encodings["validation"]))
+    assert torch.equal(draw(20, noise), encodings["validation"].draw(20, torch.Generator().manual_seed(0)))
+    with pytest.raises(ValueError, match="needs encodings of held-out images"):
+        GENERATORS["held_out"].fit(Fitting("held_out", model, encodings["train"]))
