@@ -32,7 +32,7 @@ MAXIMISED = {"precision", "recall", "density", "coverage", "images_per_s"}
 
 _MOST = 1000  # latents per pass of the decoder
 _ON_DEVICE = 2**27  # numbers of features compared where the images are made; more of them, in float64, on the CPU
-_NEIGHBOURED = 50_000  # images of a side whose neighbours are looked for: that time goes with their square
+_PAIRED = 50_000  # images of a side of which all pairs are compared: that time goes with their square
 _NEAREST = 2000  # latents and encodings that distances to the nearest are taken over
 
 
@@ -82,16 +82,16 @@ def decoded(model: LDCVAE, latents: Tensor) -> Iterator[Tensor]:
 
 
 def _spaced(features: Tensor) -> Tensor:
-    """(n, k) features, evenly spaced ones where there are more than `_NEIGHBOURED`."""
-    if len(features) <= _NEIGHBOURED:
+    """(n, k) features, evenly spaced ones where there are more than `_PAIRED`."""
+    if len(features) <= _PAIRED:
         return features
-    return features[torch.arange(_NEIGHBOURED, device=features.device) * len(features) // _NEIGHBOURED]
+    return features[torch.arange(_PAIRED, device=features.device) * len(features) // _PAIRED]
 
 
 class Judge:
     """Judges generated images by their features.
 
-    Precision, recall, density and coverage are those of at most 50,000 images a side, evenly spaced through them.
+    All but the Fréchet distance are of at most 50,000 images a side, evenly spaced through them.
 
     Args:
         extractor: of features.
@@ -111,7 +111,7 @@ class Judge:
 
     @cached_property
     def _within(self) -> float:
-        return kid_within(self.real)
+        return kid_within(_spaced(self.real))
 
     def distance(self, features: Tensor) -> float:
         """The Fréchet distance of features (n, k) alone: the other figures take longer than drawing the images."""
@@ -120,10 +120,11 @@ class Judge:
     def figures(self, features: Tensor) -> dict[str, float]:
         """All figures of features (n, k)."""
         features = features.to(self.real.device)
-        quality = prdc(_spaced(self.real), _spaced(features), k=self.neighbours, radii=self._radii)
+        real, fake = _spaced(self.real), _spaced(features)
+        quality = prdc(real, fake, k=self.neighbours, radii=self._radii)
         return {
             "fd": self.distance(features),
-            "kid": kid(features, self.real, within=self._within).mean,
+            "kid": kid(fake, real, within=self._within).mean,
             "precision": quality.precision,
             "recall": quality.recall,
             "density": quality.density,
