@@ -29,8 +29,10 @@ __all__ = [
 _MEDIAN_ROWS = 2048  # whose pairwise distances a median is taken over
 
 
-def distances_to(y: Tensor) -> Callable[[Tensor], Tensor]:
+def distances_to(y: Tensor) -> Callable[..., Tensor]:
     """`squared_distances(·, y)` for many blocks of queries: what depends on `y` alone is computed once.
+
+    The function returned takes a second argument, a matrix to write into, where no gradient is wanted.
 
     Raises:
         ValueError: if `y` is not a matrix.
@@ -46,10 +48,10 @@ def distances_to(y: Tensor) -> Callable[[Tensor], Tensor]:
     y = y - centre
     norms = (y * y).sum(1)
 
-    def squares(x: Tensor) -> Tensor:
+    def squares(x: Tensor, out: Tensor | None = None) -> Tensor:
         x = x - centre
-        products = torch.addmm(norms, x, y.T, alpha=-2.0)
-        return (products + (x * x).sum(1, keepdim=True)).clamp_(min=0.0)
+        products = torch.addmm(norms, x, y.T, alpha=-2.0, out=out)
+        return products.add_((x * x).sum(1, keepdim=True)).clamp_(min=0.0)
 
     return squares
 

@@ -54,13 +54,16 @@ def ball_radii(real: Tensor, k: int = 5, chunk: int = 512) -> Tensor:
         [1.0, 1.0, 4.0]
     """
     x = check_samples("real", real, k + 1)
-    radii, rows, distances = [], _rows(chunk, len(x)), distances_to(x)
+    rows, distances = _rows(chunk, len(x)), distances_to(x)
+    # Memory for a block once and for all: glibc does not find large aligned blocks again that it was given back.
+    radii, held = x.new_empty(len(x)), x.new_empty(min(rows, len(x)), len(x))
     for start in range(0, len(x), rows):
-        squares = distances(x[start : start + rows])
+        some = x[start : start + rows]
+        squares = distances(some, held[: len(some)])
         squares.diagonal(start).fill_(float("inf"))  # a row is no neighbour of itself
         # The k smallest by topk: several times faster than kthvalue on the CPU.
-        radii.append(squares.topk(k, dim=1, largest=False).values[:, -1])
-    return torch.cat(radii)
+        radii[start : start + rows] = squares.topk(k, dim=1, largest=False).values[:, -1]
+    return radii
 
 
 def prdc(real: Tensor, fake: Tensor, k: int = 5, chunk: int = 512, radii: Tensor | None = None) -> PRDC:
@@ -99,8 +102,9 @@ def prdc(real: Tensor, fake: Tensor, k: int = 5, chunk: int = 512, radii: Tensor
     recalled, covered, inside_balls = count.clone(), count.clone(), count.clone()
     precise = torch.zeros(len(fake), dtype=torch.bool, device=fake.device)
     rows, distances = _rows(chunk, len(fake)), distances_to(fake)
+    held = real.new_empty(min(rows, len(real)), len(fake))
     for part, reach in zip(real.split(rows), real_radii.split(rows), strict=True):
-        squares = distances(part)
+        squares = distances(part, held[: len(part)])
         inside = squares <= reach.unsqueeze(1)
         precise |= inside.any(0)
         inside_balls += inside.sum()

@@ -32,7 +32,7 @@ MAXIMISED = {"precision", "recall", "density", "coverage", "images_per_s"}
 
 _MOST = 1000  # latents per pass of the decoder
 _ON_DEVICE = 2**27  # numbers of features compared where the images are made; more of them, in float64, on the CPU
-_PAIRED = 50_000  # images of a side of which all pairs are compared: that time goes with their square
+_PAIRED = 20_000  # images of a side of which all pairs are compared: that time goes with their square
 _NEAREST = 2000  # latents and encodings that distances to the nearest are taken over
 
 
@@ -91,7 +91,7 @@ def _spaced(features: Tensor) -> Tensor:
 class Judge:
     """Judges generated images by their features.
 
-    All but the Fréchet distance are of at most 50,000 images a side, evenly spaced through them.
+    All but the Fréchet distance are of at most 20,000 images a side, evenly spaced through them.
 
     Args:
         extractor: of features.
