@@ -27,8 +27,8 @@ LIMIT_MIB = 4096
 PNG_ROWS = 50_000  # of a row group
 OVERRIDES = [
     "train.epochs=1", "train.objective=elbo", "train.particles=1", "train.memory_mb=256", "model.latent_dim=8",
-    "model.width=16", "model.depth=1", "sampler.steps=100", "sampler.base=normal", "evaluate.draws=1",
-    "evaluate.generators=[prior, sampler]", "evaluate.classifier_epochs=1", "ray.num_cpus=2",
+    "model.network=conv", "model.width=16", "model.depth=1", "sampler.steps=100", "sampler.base=normal",
+    "evaluate.draws=1", "evaluate.generators=[prior, sampler]", "evaluate.classifier_epochs=1", "ray.num_cpus=2",
     "ray.object_store_mb=200",
 ]  # fmt: skip
 
