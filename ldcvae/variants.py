@@ -255,7 +255,7 @@ def sampler_net(direction: Direction) -> Generator:
         >>> sampler_net(DIRECTIONS["drift"]).label
         'sampler net, drift'
     """
-    keys = ("bandwidth_unit", "kernel", "self_term", "smooth", "floor", "posterior_noise", "base", "base_components")
+    keys = "bandwidth_unit kernel self_term smooth floor posterior_noise base base_components learning_rate ema"
     return Generator(
         direction.name,
         f"sampler net, {direction.label}",
@@ -264,13 +264,7 @@ def sampler_net(direction: Direction) -> Generator:
         knob=direction.knob,
         candidates=(0.7, 1.0, 1.4),
         passes=lambda budget, dim: 1,
-        reads=(
-            *_SIZE,
-            direction.bandwidths,
-            *(f"sampler.{key}" for key in keys),
-            "sampler.learning_rate",
-            "sampler.ema",
-        ),
+        reads=(*_SIZE, direction.bandwidths, *(f"sampler.{key}" for key in keys.split())),
     )
 
 
@@ -317,13 +311,8 @@ for _direction in DIRECTIONS.values():
 GENERATORS.register(
     Generator("sampler", "sampler net", lazy(f"{_FITS}:own_sampler"), "own", passes=lambda budget, dim: 1)
 )
-GENERATORS.register(Generator("encoder", "encoder posterior", lazy(f"{_FITS}:posterior"), "bound", fitted=False))
-GENERATORS.register(
-    Generator(
-        "held_out",
-        "encoder posterior, validation images",
-        lazy(f"{_FITS}:held_out_posterior"),
-        "bound",
-        fitted=False,
-    )
-)
+for _name, _label, _fit in (
+    ("encoder", "encoder posterior", "posterior"),
+    ("held_out", "encoder posterior, validation images", "held_out_posterior"),
+):
+    GENERATORS.register(Generator(_name, _label, lazy(f"{_FITS}:{_fit}"), "bound", fitted=False))
