@@ -114,8 +114,9 @@ def stein_direction(
             add(which, number, squares)
     count = n if self_term else n - 1
     direction = torch.zeros_like(queries)
+    least = torch.finfo(masses.dtype).tiny  # a bandwidth that reaches nobody moves nobody
     for phi, mass in zip(sums, masses, strict=True):
-        direction += phi / (mass.sum() / n if normalise else count)
+        direction += phi / ((mass.sum() / n).clamp(min=least) if normalise else count)
     return (direction[rows] if normalise else direction) / len(bandwidths)
 
 

@@ -22,6 +22,8 @@ from ldcvae.variants import DIRECTIONS
 
 __all__ = ["SamplerPhase"]
 
+_LEAST_UNIT = 0.01  # whitened: the rounding error of distances of latents is a tenth of it
+
 
 class SamplerPhase(Phase):
     """Phase 2: the sampler net, on frozen encodings; no image is touched.
@@ -87,7 +89,8 @@ class SamplerPhase(Phase):
             fit_base(self.model, self.encodings, self.config, self.seed)
         first = self._draw_targets(self._generator("unit"))
         if self.config.bandwidth_unit == "neighbour":
-            self.unit.copy_(nearest_neighbour_distance(first))
+            # Where most images have a copy among the others, that distance is zero: kernels of no width.
+            self.unit.copy_(nearest_neighbour_distance(first).clamp(min=_LEAST_UNIT))
 
     def state(self) -> dict[str, Any]:
         """Everything needed to go on from here; the model, which holds whitening and base, is the caller's."""

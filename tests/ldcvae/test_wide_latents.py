@@ -111,3 +111,17 @@ def test_the_phase_fits_and_names_the_kind_that_the_model_stores() -> None:
     config = first.model.config
     note = base_note(config.latent_dim, config.base_components, config.base_kind, config.base_rank)
     assert note.startswith("base of 3 components with low-rank covariances (rank 18), as d = 72 is too much")
+
+
+@pytest.mark.parametrize("direction", ["score_difference", "drift", "stein"])
+def test_copies_among_the_training_images_leave_bandwidths_their_width(direction):
+    """Of 20 images 50 times each nearly every draw has another at the same place: a median distance of zero."""
+    noise = torch.Generator().manual_seed(0)
+    means = torch.randn(20, 4, generator=noise).repeat(50, 1)
+    encodings = Encodings(means, torch.full_like(means, -40.0))
+    settings = SamplerSettings(direction=direction, base="normal", particles=256, steps=3, width=16, depth=1)
+    model = LDCVAE(LDCVAEConfig((1, 8, 8), latent_dim=4, sampler_width=16, sampler_depth=1))
+    phase = SamplerPhase(model, encodings, encodings, settings, World(), seed=0)
+    for _ in phase.blocks(1):
+        assert phase.history[-1]["field_rms"] < float("inf")
+    assert model.sample_latents(100, noise).isfinite().all()
