@@ -29,7 +29,7 @@ from ldcvae.training.encode import encode_split
 from ldcvae.training.heap import keep_freed_memory
 from ldcvae.training.sampler import SamplerPhase
 from ldcvae.training.world import World, keyed_generator
-from pipeline.config.load import load_config
+from pipeline.config.load import load_config, override
 from pipeline.config.sections import Config
 from pipeline.judge.extractors import build_extractor
 from pipeline.judge.figures import Judge, decoded
@@ -87,6 +87,15 @@ def autoencoder(run: Run, folder: Path, images: dict[str, Tensor]) -> tuple[LDCV
     return model, kept, where
 
 
+def judges_of(run: Run, real: Tensor) -> dict[str, Judge]:
+    """By the classifier of the data, and by convolutions that have learnt nothing."""
+    found = {}
+    for name in ("classifier", "random"):
+        extractor = build_extractor(open_run(override(run.config, {"evaluate.extractor": name})))
+        found[name] = Judge(extractor, extractor(real), run.config.evaluate.neighbours, WORLD.device)
+    return found
+
+
 def judged(
     model: LDCVAE, encodings: dict[str, Encodings], real: Tensor, count: int, seed: int, judges: dict[str, Judge]
 ) -> dict[str, Any]:
@@ -111,24 +120,19 @@ def search(arguments: argparse.Namespace) -> None:
     judges: dict[str, Judge] = {}
     images: dict[str, Tensor] = {}
     for chosen in grid(arguments.set):
-        config = load_config(arguments.config, [f"storage={folder}", "name=data", *chosen])
-        run = open_run(config)
+        run = opened(arguments, chosen)
         if not images:
             pipeline.prepare.run(run)
             images = {split: split_images(run, split) for split in ("train", "validation")}  # type: ignore[misc]
         _, kept, where = autoencoder(run, folder, images)
         if not judges:  # after the first autoencoder: another process may have made the classifier by then
-            for name in ("classifier", "random"):
-                extractor = build_extractor(with_(run, ["evaluate.extractor=" + name], arguments))
-                judges[name] = Judge(
-                    extractor, extractor(images["validation"]), config.evaluate.neighbours, WORLD.device
-                )
+            judges = judges_of(run, images["validation"])
         for more in [[], *grid(arguments.decoder)] if arguments.decoder else [[]]:
-            decoder(with_(run, [*chosen, *more], arguments), chosen, more, where, kept, images, judges)
+            decoder(opened(arguments, [*chosen, *more]), chosen, more, where, kept, images, judges)
 
 
-def with_(run: Run, overrides: list[str], arguments: argparse.Namespace) -> Run:
-    """The run with more overrides."""
+def opened(arguments: argparse.Namespace, overrides: list[str]) -> Run:
+    """The run with these overrides; all of a folder share its data."""
     return open_run(load_config(arguments.config, [f"storage={arguments.folder}", "name=data", *overrides]))
 
 
@@ -148,11 +152,10 @@ def decoder(
     if record.exists():
         return
     model, seconds = LDCVAE.from_pretrained(where), dict(kept["seconds"])
+    encodings = encode_split(model, images["train"], WORLD)  # phase `decoder` does not change them
     if more:
         started = time.perf_counter()
-        encodings = encode_split(model, images["train"], WORLD)
         settings = {"autoencoder": config.train, "sampler": config.sampler}
-        # The base is the sampler's own: not fitted again.
         phase = DecoderPhase(
             model, images["train"], encodings, images["validation"], config.decoder, WORLD, config.seed, **settings
         )
@@ -162,8 +165,8 @@ def decoder(
         seconds["decoder"] = time.perf_counter() - started
         model.eval()
         model.save_pretrained(where / f"decoder-{key}")
-    real, bound = images["validation"], {"bound": encode_split(model, images["train"], WORLD)}
-    figures = judged(model, bound, real, len(real), config.seed, judges)
+    real = images["validation"]
+    figures = judged(model, {"bound": encodings}, real, len(real), config.seed, judges)
     result = {"overrides": [*chosen, *more], "seconds": seconds, "figures": figures}
     record.write_text(json.dumps(result))
     print(line(result), flush=True)

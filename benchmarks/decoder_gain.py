@@ -13,14 +13,12 @@ import sys
 from typing import Any
 
 import torch
-from autoencoder_search import WORLD, judged
+from autoencoder_search import judged, judges_of
 from torch import Tensor
 
 from ldcvae.losses import as_float
 from ldcvae.training.encode import encode_split
 from pipeline.config.load import load_config
-from pipeline.judge.extractors import build_extractor
-from pipeline.judge.figures import Judge
 from pipeline.store.data.splits import split_images
 from pipeline.store.model import load_before, load_model
 from pipeline.store.run import open_run
@@ -70,12 +68,7 @@ def figures_of(folder: str) -> dict[str, dict[str, Any]]:
     test = split_images(run, "test")
     bounds = {"bound": "train", "held_out": "validation"}
     encodings = {row: encode_split(after, split_images(run, split)) for row, split in bounds.items()}
-    judges = {}
-    for kind in ("classifier", "random"):
-        extractor = build_extractor(
-            open_run(load_config(f"{folder}/config.yaml", [*place, f"evaluate.extractor={kind}"]))
-        )
-        judges[extractor.figure] = Judge(extractor, extractor(test), config.evaluate.neighbours, WORLD.device)
+    judges = {judge.extractor.figure: judge for judge in judges_of(run, test).values()}
     count = config.evaluate.num_images
     models = {"before": before, "after": after}
     found: dict[str, Any] = {"real": {"grid": grid(as_float(test[:GRID]))}}
