@@ -22,6 +22,7 @@ def fit_mixture(
     components: int,
     seed: int = 0,
     *,
+    variances: Tensor | None = None,
     max_steps: int = 100,
     tolerance: float = 1e-3,
     ridge: float = 1e-6,
@@ -32,12 +33,18 @@ def fit_mixture(
     the E step is one product of (rows, F) by (F, K) and the M step's sufficient statistics are one of (F, rows) by
     (rows, K), with F = 1 + d + d (d + 1) / 2.
 
+    With `variances` a row stands for all draws of a Gaussian with that mean and those variances: its features are
+    their expectation, and so its shares maximise the variational bound of the draws' mean log likelihood in which all
+    draws of a row have the same shares. As n draws of each, at the price of one.
+
     Args:
         z: (n, d) latents, at least as many as components; of any offset and scale.
         components: the number K of components.
         seed: of the k-means start.
+        variances: (n, d) of each row's coordinates, which are independent; None: rows are points.
         max_steps: EM steps at most.
-        tolerance: gain of the mean log likelihood, in nats, below which the fit has converged.
+        tolerance: gain of the mean log likelihood, in nats, below which the fit has converged; for d > 16 it is
+            d / 16 times as much, since the likelihood itself grows with d.
         ridge: added to the variances, in the units of z²; at least 1e-10 of their mean over z, which keeps the
             covariances of coinciding latents positive definite in float64.
 
@@ -45,32 +52,39 @@ def fit_mixture(
         weights (K,), means (K, d) and covariances (K, d, d), like z.
 
     Raises:
-        ValueError: with fewer rows than components.
+        ValueError: with fewer rows than components, or variances of another shape.
 
     Example:
         >>> z = torch.cat([torch.full((50, 1), -3.0), torch.full((150, 1), 3.0)])
         >>> weights, means, covariances = fit_mixture(z, 2)
         >>> sorted(zip(weights.tolist(), means[:, 0].tolist()))
         [(0.25, -3.0), (0.75, 3.0)]
+        >>> round(float(fit_mixture(z, 2, variances=torch.ones_like(z))[2][0]), 3)
+        1.0
     """
     data = z.detach().to(device_to_fit_on(z, components), torch.float64)
+    if variances is not None and variances.shape != z.shape:
+        raise ValueError(f"variances must be {tuple(z.shape)} as the rows are, got {tuple(variances.shape)}")
     labels = start(data, components, seed)
     centre = data.mean(0)
     data = data - centre
     ridge = max(ridge, 1e-10 * float(data.square().mean()))
     d = data.shape[1]
+    tolerance *= max(1.0, d / 16)
     totals = data.new_zeros(1 + d + d * (d + 1) // 2, components)
     size = min(ROWS, max(1, BLOCK_BYTES // (8 * len(totals))))
-    blocks = data.split(size)
-    for rows, part in zip(blocks, labels.split(size), strict=True):
-        totals += _features(rows) @ one_hot(part, components).to(rows)
+    blocks: list[tuple[Tensor, ...]] = list(zip(data.split(size), strict=True))
+    if variances is not None:
+        blocks = list(zip(data.split(size), variances.detach().to(data).split(size), strict=True))
+    for block, part in zip(blocks, labels.split(size), strict=True):
+        totals += _features(*block) @ one_hot(part, components).to(data)
     last = -math.inf
     weights, means, covariances = _parameters(totals, d, ridge)
     for _ in range(max_steps):
         coefficients = _log_joint_coefficients(weights, means, covariances)
         totals, likelihood = torch.zeros_like(totals), data.new_zeros(())
-        for rows in blocks:
-            features = _features(rows)
+        for block in blocks:
+            features = _features(*block)
             log_joint = features.T @ coefficients
             peak = log_joint.amax(1, keepdim=True)
             # Shares below e^-100 are nothing in float64; as denormal numbers they make everything ten times slower.
@@ -106,8 +120,8 @@ def start(data: Tensor, components: int, seed: int, steps: int = 300) -> Tensor:
     return torch.from_numpy(labels).long().to(data.device)
 
 
-def _features(rows: Tensor) -> Tensor:
-    """(F, n): one, the d coordinates, and their products for i <= j. In rows, since gathering columns is slow."""
+def _features(rows: Tensor, variances: Tensor | None = None) -> Tensor:
+    """(F, n): one, the d coordinates, and their (expected) products for i <= j. In rows: gathering is slow."""
     z = rows.T.contiguous()
     d = len(z)
     features = z.new_ones(1 + d + d * (d + 1) // 2, z.shape[1])
@@ -115,6 +129,8 @@ def _features(rows: Tensor) -> Tensor:
     first = 1 + d
     for i in range(d):  # not z[i] * z[j] with all index pairs, whose gathered copies are as large as the features
         torch.mul(z[i], z[i:], out=features[first : first + d - i])
+        if variances is not None:
+            features[first] += variances[:, i]
         first += d - i
     return features
 

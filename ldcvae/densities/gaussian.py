@@ -211,18 +211,19 @@ class GaussianMixture(LatentDensity):
         self._inverse_factors = torch.linalg.solve_triangular(self._factors, eye, upper=False)
 
     @classmethod
-    def fit(cls, z: Tensor, components: int = 10, seed: int = 0) -> Self:
-        """Maximum likelihood by EM from a k-means start, in float64 on the latents' device (`ldcvae.em`).
+    def fit(cls, z: Tensor, components: int = 10, seed: int = 0, *, variances: Tensor | None = None) -> Self:
+        """Maximum likelihood by EM from a k-means start, in float64 on the latents' device.
 
         Args:
             z: (n, d) encodings, at least as many as components.
             components: the number K of components.
             seed: of the k-means start.
+            variances: (n, d), where rows are Gaussians' means (`ldcvae.densities.em.fit_mixture`).
 
         Raises:
             ValueError: with fewer rows than components.
         """
-        return cls(*fit_mixture(z, components, seed))
+        return cls(*fit_mixture(z, components, seed, variances=variances))
 
     def _whitened(self, z: Tensor) -> tuple[Tensor, Tensor]:
         """Latents whitened by each component (n, K, d), and each component's log joint density (n, K)."""

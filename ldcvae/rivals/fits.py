@@ -5,10 +5,9 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from ldcvae.densities.covariances import DRAWN_NUMBERS
+from ldcvae.densities.aggregate import fit_aggregate
 from ldcvae.densities.gaussian import Gaussian
 from ldcvae.densities.kernel_mixture import KernelMixture
-from ldcvae.densities.low_rank import fit_gaussians
 from ldcvae.densities.mcmc import hmc, langevin
 from ldcvae.directions.kernels import nearest_neighbour_distance
 from ldcvae.rivals.fitting import Draw, Fitting
@@ -31,9 +30,7 @@ __all__ = [
     "two_stage",
 ]
 
-# Fitting a mixture to more draws than this changes nothing; walking a chain over more kernels takes only longer.
-_FIT_DRAWS = 50_000
-_CHAIN_KERNELS = 4096
+_CHAIN_KERNELS = 4096  # walking a chain over more takes only longer
 
 
 def prior(fitting: Fitting) -> Draw:
@@ -50,11 +47,10 @@ def gaussian(fitting: Fitting) -> Draw:
 
 
 def mixture(fitting: Fitting) -> Draw:
-    """A mixture fitted to encoder draws, full covariances where d allows; its setting is the number of components."""
+    """A mixture fitted as the sampler net's base is; its setting is the number of components."""
     components = int(fitting.setting) if fitting.setting is not None else fitting.budget.components
-    count = min(_FIT_DRAWS, DRAWN_NUMBERS // fitting.dim, max(10_000, len(fitting.encodings)))
-    draws = fitting.encodings.draw(count, fitting.generator("fit"))
-    return fitting.unwhitened(fit_gaussians(fitting.whitening.whiten(draws), components, seed=0).sample)
+    fitted = fit_aggregate(fitting.encodings, fitting.whitening, components, fitting.generator("fit"), fitting.seed)
+    return fitting.unwhitened(fitted.sample)
 
 
 def _gibbs_density(fitting: Fitting) -> KernelMixture:

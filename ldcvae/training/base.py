@@ -1,8 +1,7 @@
 """The coordinates and the base of the sampler net, fitted to encodings once."""
 
-from ldcvae.densities.covariances import draws_to_fit
+from ldcvae.densities.aggregate import fit_aggregate
 from ldcvae.densities.gaussian import GaussianMixture
-from ldcvae.densities.low_rank import fit_gaussians
 from ldcvae.encodings import Encodings
 from ldcvae.model import LDCVAE
 from ldcvae.training.settings import SamplerSettings
@@ -18,7 +17,7 @@ def fit_base(model: LDCVAE, encodings: Encodings, settings: SamplerSettings | No
         model: on the device of the encodings; its buffers are set.
         encodings: of the training images.
         settings: of phase 2, None for the whitening alone; the model's configuration knows a mixture's covariances.
-        seed: of the draws that it is fitted to.
+        seed: of the fit's start, and of the draws where it is fitted to draws.
 
     Example:
         >>> import torch
@@ -32,12 +31,17 @@ def fit_base(model: LDCVAE, encodings: Encodings, settings: SamplerSettings | No
     model.set_whitening(encodings.whitening())
     if settings is None or settings.base != "gmm":
         return
-    dim, components, kind = encodings.mean.shape[1], settings.base_components, model.config.base_kind
     generator = keyed_generator(encodings.mean.device, seed, "base", 0)
-    draws = encodings.draw(draws_to_fit(dim, components, kind), generator, settings.posterior_noise)
-    white = model.whitening.whiten(draws)
-    del draws
-    base = fit_gaussians(white, components, seed, kind=kind, rank=model.config.base_rank)
+    base = fit_aggregate(
+        encodings,
+        model.whitening,
+        settings.base_components,
+        generator,
+        seed,
+        noise=settings.posterior_noise,
+        kind=model.config.base_kind,
+        rank=model.config.base_rank,
+    )
     if isinstance(base, GaussianMixture):
         model.set_base(base.weights, base.means, base.covariances)
     else:

@@ -30,6 +30,7 @@ EXPIRY = 30.0
 
 _RENEWED_EVERY = 5.0
 _SETTLE = 0.5  # seconds in which two processes that take over the same lock at once see who was last
+_ENDING = 2.0  # seconds that a killed process may take to end, on a busy machine
 
 
 def _machine() -> str:
@@ -39,11 +40,15 @@ def _machine() -> str:
 
 
 def _born(pid: int) -> str:
-    """When a process started, so that a number that is used again is not taken for it; empty if it is gone."""
+    """When a process started, so that a number that is used again is not taken for it; empty if it is gone.
+
+    One that has ended and whose parent has not asked for it yet (a zombie) is gone too: it writes no more.
+    """
     stat = Path(f"/proc/{pid}/stat")
     if stat.parent.parent.joinpath("self").exists():
         try:
-            return stat.read_text().rpartition(")")[2].split()[19]
+            state, *fields = stat.read_text().rpartition(")")[2].split()
+            return "" if state in "ZX" else fields[18]
         except (OSError, IndexError):
             return ""
     try:
@@ -59,6 +64,14 @@ def _is_dead(holder: dict[str, Any]) -> bool:
     if time.time() - holder["renewed"] > EXPIRY:
         return True
     return bool(holder["machine"] == _machine() and _born(holder["pid"]) != holder["born"])
+
+
+def _ends(holder: dict[str, Any]) -> bool:
+    """Whether a holder is dead, or is so in a moment: who kills a run and starts it again need not wait between."""
+    deadline = time.monotonic() + (_ENDING if holder["machine"] == _machine() else 0)
+    while not (dead := _is_dead(holder)) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    return dead
 
 
 def _read(folder: Folder) -> dict[str, Any] | None:
@@ -111,7 +124,7 @@ class _Lease:
         """
         if not self.folder.create(LOCK, self._bytes()):
             holder = _read(self.folder)
-            if holder is not None and not _is_dead(holder):
+            if holder is not None and not _ends(holder):
                 _refuse(self.folder, holder)
             self.folder.write(LOCK, self._bytes())
             time.sleep(_SETTLE)

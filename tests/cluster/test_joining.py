@@ -6,7 +6,7 @@ import time
 
 import pytest
 from nodes import Nodes
-from processes import finish, run, start, wait_for
+from processes import finish, here, run, start, wait_for
 
 # Without an end: the test stops it when it has seen enough. Small batches, so that an epoch takes about a second.
 ENDLESS = ["train.num_workers=[1,2]", "train.batch_size=2", "train.epochs=100000", "train.checkpoint_epochs=1"]
@@ -14,7 +14,7 @@ ENDLESS = ["train.num_workers=[1,2]", "train.batch_size=2", "train.epochs=100000
 
 @pytest.mark.slow
 def test_training_waits_grows_shrinks_and_goes_on_with_its_cluster(tmp_path, monkeypatch):
-    run("prepare", tmp_path)
+    here("prepare", tmp_path)
     with Nodes() as nodes:
         for name, value in nodes.environment.items():
             monkeypatch.setenv(name, value)
@@ -71,7 +71,7 @@ def test_training_waits_grows_shrinks_and_goes_on_with_its_cluster(tmp_path, mon
 
 @pytest.mark.slow
 def test_workers_are_sized_by_the_nodes_and_not_by_the_whole_cluster(tmp_path, monkeypatch):
-    run("prepare", tmp_path)
+    here("prepare", tmp_path)
     with Nodes() as nodes:
         for name, value in nodes.environment.items():
             monkeypatch.setenv(name, value)

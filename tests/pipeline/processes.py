@@ -1,15 +1,21 @@
 """Run stages as a user does, and kill their processes as a cluster does."""
 
+import contextlib
+import io
+import logging
 import os
 import signal
 import subprocess
 import sys
 import time
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import IO
 
 import psutil
+
+from pipeline.__main__ import main
 
 ROOT = Path(__file__).parents[2]
 TINY = [
@@ -49,6 +55,27 @@ def finish(process: subprocess.Popen, expect: int = 0, timeout: float = 900) -> 
 def run(stage: str, storage: Path | str, *overrides: str, expect: int = 0) -> tuple[str, str]:
     """Run a stage to its end."""
     return finish(start(stage, storage, *overrides), expect)
+
+
+def here(stage: str, storage: Path | str, *words: str, expect: int = 0) -> tuple[str, str]:
+    """As `run`, within this process: for what ends before Ray starts, and would spend its time on imports.
+
+    Words are overrides, and options.
+    """
+    status = 0
+    with (
+        contextlib.redirect_stdout(io.StringIO()) as out,
+        contextlib.redirect_stderr(io.StringIO()) as err,
+        warnings.catch_warnings(),
+    ):
+        try:
+            main(stage, [*TINY, f"storage={storage}", *words])
+        except SystemExit as ended:
+            status = int(ended.code or 0)
+        finally:
+            logging.captureWarnings(False)
+    assert status == expect, f"exit {status}\n{out.getvalue()}\n{err.getvalue()}"
+    return out.getvalue(), err.getvalue()
 
 
 def wait_for(condition: Callable[[], object], what: str, timeout: float = 300) -> None:

@@ -1,19 +1,27 @@
 """The comparison: what it refuses, what it keeps, what it claims; and a small one, killed and continued."""
 
+import asyncio
 import copy
 import json
+import shutil
+from typing import Any
 
 import pytest
-from processes import kill_driver, run, start, wait_for
+from cells_here import CellsHere
+from processes import here, kill_driver, run, start, wait_for
+from test_old_run import OLD
 
 from ldcvae.variants import AUTOENCODERS, GENERATORS
 from pipeline.compare.autoencoders import train_settings
 from pipeline.compare.cells import autoencoder_cell, generator_cell
 from pipeline.compare.claims import goals
+from pipeline.compare.stage import _results
 from pipeline.config.errors import ConfigError
-from pipeline.config.load import load_config
+from pipeline.config.load import load_config, override
 from pipeline.config.sections import Config
+from pipeline.judge.figures import make_reference
 from pipeline.judge.generators import budget_of
+from pipeline.store.run import open_run
 
 COMPARED = {name: record for name, record in GENERATORS.items() if "compare" in record.stages}
 LABELS = {name: record.label for name, record in AUTOENCODERS.items()}
@@ -163,31 +171,24 @@ def test_goals_count_differences_beyond_the_spread_only() -> None:
     assert goals([row("vae", "gmm", 1.0)], LABELS) == []
 
 
-@pytest.mark.slow
-def test_every_pair_is_compared_and_a_kill_costs_only_what_was_running(tmp_path) -> None:
+def test_every_pair_is_compared_and_more_costs_what_is_new(tmp_path) -> None:
+    shutil.copytree(OLD, tmp_path / "run-0.1")
     few = {"vae": [], "vampprior": [8.0, 16.0], "rae_l2": [0.1], "ldc_svgd": [1.0]}
     only = {"vampprior": ["prior", "gmm"], "rae_l2": ["gmm", "drift"], "ldc_svgd": ["prior", "langevin", "stein"]}
-    arguments = [
-        *SMALL,
-        f"compare.autoencoders={json.dumps(few)}",
-        f"compare.only={json.dumps(only)}",
-        f"compare.generators={json.dumps(ALL_GENERATORS)}",
-    ]
-    process = start("compare", tmp_path, *arguments)
-    cells = tmp_path / "tiny" / "compare" / "cells"
+    keys = [*SMALL, f"storage={tmp_path}", "name=run-0.1", "train.device=cpu", "evaluate.extractor=random"]
+    keys += ["train.batch_size=32", "sampler.particles=32", "sampler.steps=10", "train.epochs=1"]
 
-    def records() -> dict[str, float]:
-        return {str(path): path.stat().st_mtime for path in cells.glob("*/record.json")}
+    def compare(**compared) -> tuple[dict, dict[str, Any]]:
+        config = override(load_config(OLD / "config.yaml", keys), {f"compare.{k}": v for k, v in compared.items()})
+        run = open_run(config)
+        reference = make_reference(run, "validation", "test")
+        schedule = CellsHere(run, reference)
+        found = asyncio.run(schedule.all())
+        assert schedule.failed == []
+        assert len(schedule.records) == schedule.total
+        return _results(run, reference, found), schedule.records
 
-    wait_for(lambda: len(records()) >= 12, "twelve finished cells")
-    kill_driver(process, timeout=90)  # a cell's process that was just being started looks for its node for a minute
-    before = records()
-    run("compare", tmp_path, *arguments)
-    after = records()
-    assert before.items() <= after.items()  # nothing finished was computed again
-    assert not (tmp_path / "tiny/compare/checkpoints").exists()
-    results = json.loads((tmp_path / "tiny/compare/results.json").read_text())
-    assert results["failures"] == []
+    results, before = compare(autoencoders=few, only=only, generators=ALL_GENERATORS)
     pairs = {(row["autoencoder"], row["generator"]) for row in results["rows"]}
     assert pairs == {(autoencoder, name) for autoencoder in few for name in only.get(autoencoder, COMPARED)}
     assert all(len(row["values"]["fd"]) == 1 for row in results["rows"])
@@ -195,19 +196,41 @@ def test_every_pair_is_compared_and_a_kill_costs_only_what_was_running(tmp_path)
     assert vamp["setting"] == min(vamp["candidates"], key=lambda candidate: candidate["fd"])["setting"]
     priors = {row["autoencoder"]: row["label"] for row in results["rows"] if row["generator"] == "prior"}
     assert priors["vampprior"] != priors["vae"]
-    assert (tmp_path / "tiny/compare/index.html").exists()
-    assert run("compare", tmp_path, *arguments)[0].count("up to date") == 2  # data and comparison
-    # One more seed and one more generator cost what is new, and change nothing that was there.
+    # One more seed costs what is new, and changes nothing that was there.
     values = {(row["autoencoder"], row["generator"]): row["values"]["fd"][0] for row in results["rows"]}
     fewer = {name: ALL_GENERATORS[name] for name in ("prior", "gmm_tuned", "drift")}
-    other = [f"compare.generators={json.dumps(fewer)}", "compare.autoencoders={vae: []}", "compare.seeds=2"]
-    run("compare", tmp_path, *SMALL, *other)
-    assert after.items() <= records().items()
-    results = json.loads((tmp_path / "tiny/compare/results.json").read_text())
+    results, after = compare(autoencoders={"vae": []}, generators=fewer, seeds=2)
+    assert all(after[key] == before[key] for key in after.keys() & before.keys())
+    assert len(after.keys() & before.keys()) == 4
     assert len(results["rows"]) == len(fewer)
     for row in results["rows"]:
         assert row["values"]["fd"][0] == values["vae", row["generator"]]
         assert len(row["values"]["fd"]) == 2
+
+
+@pytest.mark.slow
+def test_a_kill_costs_only_what_was_running(tmp_path) -> None:
+    generators = {"gmm": [], "maf": [0.001], "drift": [1.0], "encoder": []}
+    chosen = ['compare.autoencoders={"ldc_svgd": [1.0]}', f"compare.generators={json.dumps(generators)}"]
+    arguments = [*SMALL, *chosen]
+    process = start("compare", tmp_path, *arguments)
+    cells = tmp_path / "tiny" / "compare" / "cells"
+
+    def records() -> dict[str, float]:
+        return {str(path): path.stat().st_mtime for path in cells.glob("*/record.json")}
+
+    wait_for(lambda: len(records()) >= 2, "two finished cells")
+    kill_driver(process, timeout=90)  # a cell's process that was just being started looks for its node for a minute
+    before = records()
+    assert not (tmp_path / "tiny/compare/results.json").exists()
+    run("compare", tmp_path, *arguments)
+    assert before.items() <= records().items()  # nothing finished was computed again
+    assert not (tmp_path / "tiny/compare/checkpoints").exists()
+    results = json.loads((tmp_path / "tiny/compare/results.json").read_text())
+    assert results["failures"] == []
+    assert {row["generator"] for row in results["rows"]} == set(generators)
+    assert (tmp_path / "tiny/compare/index.html").exists()
+    assert here("compare", tmp_path, *arguments)[0].count("up to date") == 2  # data and comparison
 
 
 @pytest.mark.slow

@@ -3,14 +3,13 @@
 import asyncio
 import json
 import shutil
-from types import SimpleNamespace
 
 import pytest
+from cells_here import CellsHere
 from test_old_run import OLD
 
 from pipeline.compare import decoders
 from pipeline.compare.cells import autoencoder_cell, decoder_cell, generator_cell
-from pipeline.compare.schedule import Schedule
 from pipeline.compare.select import possible_cells, remove_cells
 from pipeline.compare.stage import _check, _goals, _results, _write
 from pipeline.config.errors import ConfigError
@@ -47,24 +46,10 @@ def run(tmp_path_factory):
     return open_run(override(config, few))
 
 
-class Here(Schedule):
-    """Computes cells in this process, without Ray."""
-
-    def __init__(self, run, reference):
-        self.config, self.folder, self.given = run.config, run.folder, (run, reference)
-        self.data, self.features = run.data.digest, reference.extractor.sha256
-        self.display = SimpleNamespace(update=lambda *_: None)
-        self.total, self.weight = self._work()
-        self.records, self.failed, self.retry_failed, self.kept, self.made = {}, [], False, 0, 0.0
-
-    async def _anew(self, work, cell):
-        return work(self.given[0], cell, self.given[1])
-
-
 @pytest.fixture(scope="module")
 def compared(run):
     reference = make_reference(run, "validation", "test")
-    schedule = Here(run, reference)
+    schedule = CellsHere(run, reference)
     found = asyncio.run(schedule.all())
     assert schedule.failed == []
     assert len(schedule.records) == schedule.total == 2 * 2 * 3
@@ -130,7 +115,7 @@ def test_its_cells_are_kept_and_a_killed_one_goes_on(run, compared, monkeypatch)
     assert again["files"] == done["files"]  # the same weights to the bit
     assert again["history"][0]["time"] != done["history"][0]["time"]
     assert not run.folder.below(f"compare/checkpoints/{cell.key}")
-    fresh = Here(run, schedule.given[1])
+    fresh = CellsHere(run, schedule.given[1])
     asyncio.run(fresh.all())
     assert fresh.kept == len(fresh.records) == 12
 

@@ -4,7 +4,7 @@ import json
 
 import pytest
 import torch
-from processes import kill_driver, run, start, wait_for
+from processes import here, kill_driver, run, start, wait_for
 
 from pipeline.config.errors import PipelineError
 from pipeline.store.checkpoint import load_state, save_state
@@ -31,7 +31,7 @@ def flip(path, where=0.5):
 
 @pytest.mark.slow
 def test_training_goes_on_from_the_checkpoint_before_a_damaged_one(tmp_path):
-    run("prepare", tmp_path)
+    here("prepare", tmp_path)
     process = start("train", tmp_path, *TRAIN)
     folder = tmp_path / "tiny" / "train"
 

@@ -8,8 +8,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from processes import TINY, finish, kill_driver, start, wait_for
-from processes import run as command
+from processes import TINY, finish, here, kill_driver, start, wait_for
 from test_old_run import OLD
 
 from ldcvae import LDCVAE, AutoencoderSettings, DecoderSettings, SamplerSettings, fit
@@ -47,7 +46,7 @@ def history(storage):
 def storage(tmp_path_factory):
     """A training that was killed in phase `decoder`, and went on."""
     folder = tmp_path_factory.mktemp("decoder")
-    command("prepare", folder)
+    here("prepare", folder)
     process = start("train", folder, *ON)
     wait_for(lambda: registered(folder, "decoder"), "checkpoint of the decoder")
     kill_driver(process)
@@ -130,9 +129,9 @@ def test_figures_and_page_say_how_the_decoder_was_trained(storage, capsys):
 
 @pytest.mark.slow
 def test_another_phase_is_another_training(storage):
-    for key, there, here in (("epochs", 24, 0), ("adversarial", 4.0, 1.0), ("sampler_draws", 0.25, 0.0)):
-        with pytest.raises(ConfigError, match=f"decoder.{key}: {there} there, {here} here"):
-            opened(storage, f"decoder.{key}={here}").made("train")
+    for key, there, now in (("epochs", 24, 0), ("adversarial", 4.0, 1.0), ("sampler_draws", 0.25, 0.0)):
+        with pytest.raises(ConfigError, match=f"decoder.{key}: {there} there, {now} here"):
+            opened(storage, f"decoder.{key}={now}").made("train")
 
 
 def test_a_run_from_before_the_phase_is_not_taken_for_one_with_it():

@@ -8,7 +8,7 @@ import sys
 
 import psutil
 import pytest
-from processes import ROOT, TINY, run
+from processes import ROOT, TINY, here
 from ray.exceptions import ActorDiedError, NodeDiedError, OutOfMemoryError
 from ray.train import ControllerError, WorkerGroupError
 
@@ -196,7 +196,7 @@ NETWORKS.register(Network("hungry", encoder, decoder))
 def prepared(tmp_path_factory):
     folder = tmp_path_factory.mktemp("hungry")
     (folder / "hungry.py").write_text(HUNGRY)
-    run("prepare", folder / "runs")
+    here("prepare", folder / "runs")
     return folder
 
 

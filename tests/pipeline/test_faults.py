@@ -4,7 +4,7 @@ import json
 import re
 
 import pytest
-from processes import finish, kill_driver, kill_worker, run, start, wait_for
+from processes import finish, here, kill_driver, kill_worker, run, start, wait_for
 
 TRAIN = ["train.epochs=40", "train.checkpoint_epochs=4", "sampler.steps=400", "sampler.checkpoint_steps=40"]
 
@@ -36,7 +36,7 @@ def check_complete(storage):
 def prepared(tmp_path_factory):
     """A finished run that nobody disturbed, and its prepared data to copy."""
     storage = tmp_path_factory.mktemp("undisturbed")
-    run("prepare", storage)
+    here("prepare", storage)
     run("train", storage, *TRAIN)
     check_complete(storage)
     return storage
@@ -46,7 +46,7 @@ def prepared(tmp_path_factory):
 @pytest.mark.parametrize("phase", ["autoencoder", "sampler"])
 @pytest.mark.parametrize("kill", [kill_driver, kill_worker], ids=["driver", "worker"])
 def test_killed_training_goes_on_from_the_last_checkpoint(tmp_path, prepared, phase, kill):
-    run("prepare", tmp_path)
+    here("prepare", tmp_path)
     process = start("train", tmp_path, *TRAIN)
     wait_for(lambda: registered(tmp_path, phase), f"{phase} checkpoint")
     checkpoint = registered(tmp_path, phase)[-1]
@@ -67,7 +67,7 @@ def test_killed_training_goes_on_from_the_last_checkpoint(tmp_path, prepared, ph
 
 @pytest.mark.slow
 def test_two_workers_train_and_leave_the_same_kind_of_run(tmp_path, prepared):
-    run("prepare", tmp_path)
+    here("prepare", tmp_path)
     run("train", tmp_path, *TRAIN, "train.num_workers=2")
     check_complete(tmp_path)
     alone, together = history(prepared), history(tmp_path)
@@ -78,7 +78,7 @@ def test_two_workers_train_and_leave_the_same_kind_of_run(tmp_path, prepared):
 
 @pytest.mark.slow
 def test_a_loss_that_is_not_finite_stops_with_step_term_and_images(tmp_path):
-    run("prepare", tmp_path)
+    here("prepare", tmp_path)
     _, err = run("train", tmp_path, *TRAIN, "train.learning_rate=1e12", "train.objective=elbo", expect=1)
     assert "is not finite at step" in err
     assert "training images" in err
@@ -89,9 +89,9 @@ def test_a_loss_that_is_not_finite_stops_with_step_term_and_images(tmp_path):
 
 @pytest.mark.slow
 def test_config_and_data_that_do_not_fit_are_one_message_before_ray_starts(tmp_path):
-    run("prepare", tmp_path)
+    here("prepare", tmp_path)
     overrides = ["model.network=resnet", "data.image_size=null", "train.num_workers=3"]
-    _, err = run("train", tmp_path, *overrides, expect=2)
+    _, err = here("train", tmp_path, *overrides, expect=2)
     assert "train.batch_size: 64 does not divide over train.num_workers=3" in err
     assert "sampler.particles: 64 does not divide" in err
 
@@ -106,5 +106,5 @@ def test_a_damaged_model_is_refused_by_name(tmp_path, prepared):
     content = bytearray(weights.read_bytes())
     content[-1] ^= 1
     weights.write_bytes(content)
-    _, err = run("sample", storage, *TRAIN, expect=1)
+    _, err = here("sample", storage, *TRAIN, expect=1)
     assert "model/model.safetensors is damaged" in err

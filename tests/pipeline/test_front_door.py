@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from processes import here
 from processes import run as command
 
 from ldcvae import LDCVAE, AutoencoderSettings, SamplerSettings, fit
@@ -15,7 +16,7 @@ def test_fit_ends_in_the_weights_of_the_pipelines_worker(tmp_path):
     shape = ["train.epochs=3", "sampler.steps=40", "sampler.particles=64", "sampler.checkpoint_steps=20"]
     plain = ["model.width=128", "model.depth=2", "model.latent_dim=8", "train.batch_size=64", "sampler.width=256"]
     whole = ["sampler.depth=3", "sampler.base_components=10", "train.particles=4", "train.inverse_temperature=40"]
-    command("prepare", tmp_path, *shape, *plain, *whole)
+    here("prepare", tmp_path, *shape, *plain, *whole)
     # One CPU, as here: how a sum is split over threads changes its last bits.
     command("train", tmp_path, *shape, *plain, *whole, "ray.num_cpus=1")
     run = open_run(load_config(overrides=[f"storage={tmp_path}", "name=tiny"]))

@@ -4,7 +4,7 @@ import json
 import subprocess
 
 import pytest
-from processes import run
+from processes import here, run
 
 TRAIN = ["train.epochs=40", "train.checkpoint_epochs=5", "model.width=256", "train.max_failures=0"]
 
@@ -29,7 +29,7 @@ def small_disk(tmp_path):
 
 @pytest.mark.slow
 def test_full_and_read_only_disks_cost_nothing_but_the_message(small_disk, tmp_path):
-    run("prepare", small_disk)
+    here("prepare", small_disk)
     out, err = run("train", small_disk, *TRAIN, expect=1)
     assert "No space left on device" in err, out + err
     assert err.count("error: ") == 1
@@ -45,7 +45,7 @@ def test_full_and_read_only_disks_cost_nothing_but_the_message(small_disk, tmp_p
     assert [line["epoch"] for line in lines if line["phase"] == "autoencoder"] == list(range(1, 41))
 
     undisturbed = tmp_path / "undisturbed"
-    run("prepare", undisturbed)
+    here("prepare", undisturbed)
     run("train", undisturbed, *TRAIN)
     models = [storage / "tiny/model/model.safetensors" for storage in (small_disk, undisturbed)]
     assert models[0].read_bytes() == models[1].read_bytes()

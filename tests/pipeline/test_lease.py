@@ -60,6 +60,19 @@ def test_a_process_seen_dead_on_this_machine_is_followed_at_once(folder):
         pass
 
 
+def test_a_process_that_has_just_been_killed_is_followed(folder):
+    """Its parent has not asked for it, so that it is still listed (a zombie), or it is still ending."""
+    code = "import sys; sys.stdin.read()"
+    for wait in (0.5, 0):
+        killed = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE)
+        holder(folder, machine=lease._machine(), pid=killed.pid, born=lease._born(killed.pid))
+        killed.kill()
+        time.sleep(wait)
+        with held(folder, "report"):
+            assert folder.read_json(LOCK)["what"] == "report"
+        killed.communicate()
+
+
 @pytest.mark.parametrize("content", [b"", b"{", b"[]", b'{"renewed": "soon"}', b"\xff"])
 def test_a_lock_that_cannot_be_read_is_nobodys(folder, content):
     folder.write(LOCK, content)

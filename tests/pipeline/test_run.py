@@ -5,7 +5,7 @@ import json
 import pyarrow.parquet as pq
 import pytest
 import torch
-from processes import run
+from processes import here, run
 
 from ldcvae import LDCVAE
 
@@ -85,7 +85,7 @@ def test_the_weights_load_in_three_lines(finished):
 
 @pytest.mark.slow
 def test_running_again_does_nothing(finished):
-    out, _ = run("run", finished[0])
+    out, _ = here("run", finished[0])
     assert out.count("up to date") == 5
     assert "done" not in out
 
@@ -122,7 +122,7 @@ def test_any_number_of_workers_samples_the_same_images(finished):
 @pytest.mark.slow
 def test_a_stage_without_its_inputs_names_the_command(tmp_path):
     for stage, needed in {"train": "prepare", "sample": "train", "evaluate": "prepare", "report": "prepare"}.items():
-        _, err = run(stage, tmp_path, expect=1)
+        _, err = here(stage, tmp_path, expect=1)
         assert f"python -m pipeline.{needed}" in err
         assert "Traceback" not in err
 
@@ -157,7 +157,7 @@ def test_a_configuration_that_is_not_the_runs_is_refused(whole, stage, override,
     storage = whole
     page = (storage / "tiny/report/index.html").read_bytes()
     config = (storage / "tiny/config.yaml").read_bytes()
-    _, err = run(stage, storage, override, expect=2)
+    _, err = here(stage, storage, override, expect=2)
     assert told in err
     assert "config.yaml" in err
     assert (storage / "tiny/report/index.html").read_bytes() == page
@@ -167,8 +167,8 @@ def test_a_configuration_that_is_not_the_runs_is_refused(whole, stage, override,
 @pytest.mark.slow
 def test_the_runs_own_configuration_is_taken(whole):
     storage = whole
-    run("report", storage, "--config", str(storage / "tiny/config.yaml"))
-    out, _ = run("report", storage, "--config", str(storage / "tiny/config.yaml"))
+    here("report", storage, "--config", str(storage / "tiny/config.yaml"))
+    out, _ = here("report", storage, "--config", str(storage / "tiny/config.yaml"))
     assert "report: up to date" in out
 
 
@@ -197,7 +197,7 @@ def test_what_was_tampered_with_is_not_shown(whole, file, change, told):
             path.unlink()
         else:
             path.write_bytes(change(kept))
-        _, err = run("report", storage, "--force", expect=1)
+        _, err = here("report", storage, "--force", expect=1)
         assert told in err
         assert "--force" in err
         assert "Traceback" not in err

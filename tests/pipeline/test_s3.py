@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 import s3fs
 from faulty_proxy import FAULTS, faulty_proxy
-from processes import finish, run, start, wait_for
+from processes import finish, here, run, start, wait_for
 from s3_server import SECRET, environment, s3_server
 
 from pipeline.config.errors import PipelineError
@@ -223,7 +223,7 @@ def test_every_stage_on_s3_with_two_workers_and_again_nothing(s3, monkeypatch):
         assert kept == {"sampler_00000040", "sampler_00000060"}  # train.keep_checkpoints is 2
         assert len(pq.read_table(io.BytesIO(found["all/tiny/samples/images-00000.parquet"]))) == 50
 
-        again, again_err = run("run", "s3://runs/all", *overrides)
+        again, again_err = here("run", "s3://runs/all", *overrides)
         assert again.count("up to date") == 5
         assert "done" not in again
         assert objects(s3, "all/tiny/") == found
@@ -246,7 +246,8 @@ def test_every_stage_on_s3_with_two_workers_and_again_nothing(s3, monkeypatch):
 
 @pytest.mark.slow
 def test_bad_storage_delays_a_run_and_changes_nothing(s3, monkeypatch, tmp_path):
-    for stage in ("prepare", "train", "sample"):
+    here("prepare", tmp_path, *STORED)
+    for stage in ("train", "sample"):
         run(stage, tmp_path, *STORED)
     s3fs.S3FileSystem.clear_instance_cache()
     server = int(os.environ["AWS_ENDPOINT_URL"].rpartition(":")[2])

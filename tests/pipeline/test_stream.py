@@ -7,7 +7,7 @@ import threading
 import numpy as np
 import pytest
 import torch
-from processes import kill_driver, run, start, wait_for
+from processes import here, kill_driver, run, start, wait_for
 from test_faults import history, model_hash, registered
 
 from ldcvae.batches import batches
@@ -435,7 +435,7 @@ TRAIN = [
 @pytest.mark.slow
 def test_a_streaming_run_killed_within_an_epoch_goes_on_from_there(tmp_path):
     undisturbed, killed = tmp_path / "undisturbed", tmp_path / "killed"
-    run("prepare", killed, *TRAIN)
+    here("prepare", killed, *TRAIN)
     shutil.copytree(killed, undisturbed)
     out, _ = run("train", undisturbed, *TRAIN)
     assert "1,294 images stream from storage, 13 row groups" in out

@@ -10,7 +10,7 @@ import pytest
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, TrialState
-from processes import descendants, finish, kill_driver, run, start, wait_for
+from processes import descendants, finish, here, kill_driver, run, start, wait_for
 
 from pipeline.config.load import load_config
 
@@ -60,7 +60,7 @@ def trial_processes(process) -> list[psutil.Process]:
 
 @pytest.mark.slow
 def test_a_search_survives_kills_of_a_trial_and_of_the_driver(tmp_path):
-    run("prepare", tmp_path)
+    here("prepare", tmp_path)
     process = start("tune", tmp_path, *SWEEP, "tune.num_samples=5")
     checkpoints = tmp_path / "tiny/tune/checkpoints"
     wait_for(lambda: list(checkpoints.glob("*/00000/000[0-9]*/state.json")), "checkpoint of a trial")

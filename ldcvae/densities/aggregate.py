@@ -1,0 +1,69 @@
+"""Gaussian mixtures fitted to an aggregate posterior: to the posteriors themselves rather than to draws of them."""
+
+import torch
+
+from ldcvae.densities.covariances import choose_covariances, draws_to_fit
+from ldcvae.densities.gaussian import GaussianMixture
+from ldcvae.densities.low_rank import LowRankMixture, fit_gaussians
+from ldcvae.encodings import Encodings, Whitening
+
+__all__ = ["fit_aggregate"]
+
+_ROWS = 100_000  # images that a fit looks at, or 500 a component; a step of EM takes as long as there are rows
+
+
+def fit_aggregate(
+    encodings: Encodings,
+    whitening: Whitening,
+    components: int,
+    generator: torch.Generator,
+    seed: int = 0,
+    *,
+    noise: float = 1.0,
+    kind: str | None = None,
+    rank: int = 0,
+) -> GaussianMixture | LowRankMixture:
+    """A Gaussian mixture of an aggregate posterior, in whitened coordinates.
+
+    Full covariances are fitted to the posteriors' means and variances, which is as good as any number of draws of
+    each: a mixture of many numbers that is fitted to a draw or two of each image fits those draws, and not their law.
+    Each channel is scaled to variance one for it, in which posteriors stay diagonal, and the mixture is whitened.
+    Other kinds are fitted to draws (`draws_to_fit`), as full ones are where there are fewer images than components.
+
+    Args:
+        encodings: of the training images.
+        whitening: of the encodings.
+        components: the number K of components.
+        generator: of the images or draws that the fit looks at, on the device of the encodings.
+        seed: of the k-means start.
+        noise: share of the posteriors' standard deviation.
+        kind: full, low_rank or diagonal; None: what `choose_covariances` says for d and K.
+        rank: of kind low_rank where `kind` is given.
+
+    Raises:
+        ValueError: with a rank out of range.
+
+    Example:
+        >>> generator = torch.Generator().manual_seed(0)
+        >>> encodings = Encodings(torch.randn(200, 2, generator=generator) * 3, torch.zeros(200, 2))
+        >>> mixture = fit_aggregate(encodings, encodings.whitening(), 1, generator)
+        >>> bool((mixture.covariances[0] - torch.eye(2)).abs().max() < 0.02)
+        True
+    """
+    n, dim = encodings.mean.shape
+    if kind is None:
+        kind, rank = choose_covariances(dim, components)
+    if kind != "full" or n < max(2, components):
+        draws = encodings.draw(draws_to_fit(dim, components, kind), generator, noise)
+        return fit_gaussians(whitening.whiten(draws), components, seed, kind=kind, rank=rank)
+    if n > (limit := max(_ROWS, 500 * components)):
+        rows = torch.randperm(n, generator=generator, device=encodings.mean.device)[:limit]
+        encodings = Encodings(encodings.mean[rows], encodings.log_variance[rows])
+    scale = encodings.covariance().diagonal().clamp(min=torch.finfo(encodings.mean.dtype).tiny).sqrt()
+    variances = (noise / scale * torch.exp(0.5 * encodings.log_variance)).square()
+    fitted = GaussianMixture.fit(encodings.mean / scale, components, seed, variances=variances)
+    matrix = scale.double()[:, None] * whitening.matrix.double()
+    means = fitted.means.double() @ matrix - (whitening.mean.double() @ whitening.matrix.double())
+    covariances = matrix.T @ fitted.covariances.double() @ matrix
+    covariances = 0.5 * (covariances + covariances.mT)
+    return GaussianMixture(fitted.weights, *(part.to(encodings.mean) for part in (means, covariances)))
