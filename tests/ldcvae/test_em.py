@@ -1,12 +1,15 @@
-"""EM against scikit-learn's, step for step, and against its own form before blocks were bounded by bytes."""
+"""EM against scikit-learn's, step for step, on posteriors, and against its own form before blocks were bounded."""
 
 import math
 
 import pytest
 import torch
-from sklearn.mixture import GaussianMixture
+from sklearn import mixture as sklearn_mixture
 
-from ldcvae.densities import em
+from ldcvae.densities import aggregate, em, gaussian
+from ldcvae.densities.aggregate import fit_aggregate
+from ldcvae.densities.gaussian import GaussianMixture
+from ldcvae.encodings import Encodings, Posterior
 
 
 def clusters(n: int, d: int, seed: int = 0) -> torch.Tensor:
@@ -26,7 +29,7 @@ def test_the_same_mixture_as_scikit_learn_after_the_same_steps(
 ) -> None:
     monkeypatch.setattr(em, "ROWS", 300)  # several blocks, the last one short
     z = clusters(1000, d) + 50.0
-    theirs = GaussianMixture(components, random_state=3, max_iter=steps).fit(z.numpy())
+    theirs = sklearn_mixture.GaussianMixture(components, random_state=3, max_iter=steps).fit(z.numpy())
     weights, means, covariances = em.fit_mixture(z, components, seed=3, max_steps=steps)
     torch.testing.assert_close(weights, torch.from_numpy(theirs.weights_), rtol=1e-7, atol=1e-9)
     torch.testing.assert_close(means, torch.from_numpy(theirs.means_), rtol=1e-7, atol=1e-7)
@@ -56,6 +59,89 @@ def test_a_component_far_from_all_others_takes_no_other_share() -> None:
     far = int(means[:, 0].argmax())
     assert float(weights[far]) == pytest.approx(0.25)
     torch.testing.assert_close(means[far], torch.full((2,), 1e4, dtype=torch.float64))
+
+
+def posteriors(n: int, d: int, seed: int = 0) -> Encodings:
+    """Curved means, some channels of which the posteriors hardly know."""
+    generator = torch.Generator().manual_seed(seed)
+    mean = clusters(n, d, seed).float() / 4 + 3.0
+    spread = torch.linspace(0.05, 1.5, d) * (0.5 + torch.rand(n, d, generator=generator))
+    return Encodings(mean, 2.0 * spread.log())
+
+
+def test_a_step_on_posteriors_is_that_of_the_dense_formula(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(em, "ROWS", 70)
+    given = posteriors(200, 3)
+    z, v = given.mean.double(), given.log_variance.double().exp()
+    labels = em.start(z, 4, 0)
+    shares = torch.nn.functional.one_hot(labels, 4).double()
+
+    def maximised(shares: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        counts = shares.sum(0)
+        means = (shares.T @ z) / counts[:, None]
+        offsets = z[:, None] - means
+        outer = torch.einsum("nk,nki,nkj->kij", shares, offsets, offsets) + torch.diag_embed(shares.T @ v)
+        return counts / counts.sum(), means, outer / counts[:, None, None] + 1e-6 * torch.eye(3)
+
+    weights, means, covariances = maximised(shares)
+    precisions = torch.linalg.inv(covariances)
+    offsets = z[:, None] - means
+    expected = torch.einsum("nki,kij,nkj->nk", offsets, precisions, offsets)
+    expected += torch.einsum("kii,ni->nk", precisions, v)  # the trace term: E (z - m)ᵀ P (z - m) over the posterior
+    joint = weights.log() - 0.5 * torch.logdet(covariances) - 0.5 * expected
+    wanted = maximised(joint.softmax(1))
+    found = em.fit_mixture(z, 4, variances=v, max_steps=1)
+    for one, other in zip(found, wanted, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-6, atol=1e-7)
+
+
+def test_posteriors_are_worth_any_number_of_draws() -> None:
+    generator = torch.Generator().manual_seed(3)
+    train, held_out = posteriors(600, 8), posteriors(3000, 8, seed=0)
+    fresh = held_out.draw(6000, generator)
+    scores = {}
+    for name, draws in (("one", 1), ("hundred", 100)):
+        z = Posterior(train.mean, train.log_variance).draw(torch.randn(600, draws, 8, generator=generator))
+        scores[name] = float(GaussianMixture.fit(z.flatten(0, 1), 6).energy(fresh).mean())
+    fitted = GaussianMixture.fit(train.mean, 6, variances=train.log_variance.exp())
+    scores["moments"] = float(fitted.energy(fresh).mean())
+    assert scores["one"] - scores["hundred"] > 0.2
+    assert abs(scores["moments"] - scores["hundred"]) < 0.1 * (scores["one"] - scores["hundred"])
+
+
+@pytest.mark.parametrize("components", [1, 5])
+@pytest.mark.parametrize("noise", [1.0, 0.5])
+def test_an_aggregates_mixture_has_its_moments_in_whitened_coordinates(components: int, noise: float) -> None:
+    given = posteriors(500, 6)
+    fitted = fit_aggregate(
+        given, given.whitening(), components, torch.Generator().manual_seed(0), noise=noise, kind="full"
+    )
+    mean = fitted.weights @ fitted.means
+    second = torch.einsum("k,kij->ij", fitted.weights, fitted.covariances)
+    covariance = second + torch.einsum("k,ki,kj->ij", fitted.weights, fitted.means - mean, fitted.means - mean)
+    shrunk = Encodings(given.mean, given.log_variance + 2.0 * math.log(noise)).covariance()
+    matrix = given.whitening().matrix
+    torch.testing.assert_close(mean, torch.zeros(6), atol=1e-4, rtol=0)
+    torch.testing.assert_close(covariance, matrix.T @ shrunk @ matrix, atol=3e-3, rtol=0)  # over n, and over n - 1
+
+
+def test_an_aggregates_other_fits(monkeypatch: pytest.MonkeyPatch) -> None:
+    given, generator = posteriors(40, 5), torch.Generator().manual_seed(0)
+    more = fit_aggregate(given, given.whitening(), 50, generator)  # than images: fitted to draws
+    assert more.means.shape == (50, 5)
+    assert fit_aggregate(given, given.whitening(), 2, generator, kind="low_rank", rank=2).kind == "low_rank"
+    seen = []
+    fit = em.fit_mixture
+    monkeypatch.setattr(gaussian, "fit_mixture", lambda z, *a, **k: seen.append(len(z)) or fit(z, *a, **k))
+    monkeypatch.setattr(aggregate, "_ROWS", 10)
+    many = posteriors(1500, 5)
+    fit_aggregate(many, many.whitening(), 2, generator)
+    assert seen == [1000]  # 500 a component
+
+
+def test_variances_are_of_the_rows() -> None:
+    with pytest.raises(ValueError, match=r"variances must be \(10, 2\) as the rows are, got \(10,\)"):
+        em.fit_mixture(torch.randn(10, 2), 2, variances=torch.ones(10))
 
 
 def fit_in_fixed_blocks(z: torch.Tensor, components: int, seed: int) -> tuple[torch.Tensor, ...]:
