@@ -28,7 +28,7 @@ def fit_aggregate(
     Full covariances are fitted to the posteriors' means and variances, which is as good as any number of draws of
     each: a mixture of many numbers that is fitted to a draw or two of each image fits those draws, and not their law.
     Each channel is scaled to variance one for it, in which posteriors stay diagonal, and the mixture is whitened.
-    Other kinds are fitted to draws (`draws_to_fit`), as full ones are where there are fewer images than components.
+    Other kinds are fitted to draws (`draws_to_fit`).
 
     Args:
         encodings: of the training images.
@@ -41,7 +41,7 @@ def fit_aggregate(
         rank: of kind low_rank where `kind` is given.
 
     Raises:
-        ValueError: with a rank out of range.
+        ValueError: with fewer images than components, or a rank out of range.
 
     Example:
         >>> generator = torch.Generator().manual_seed(0)
@@ -53,7 +53,9 @@ def fit_aggregate(
     n, dim = encodings.mean.shape
     if kind is None:
         kind, rank = choose_covariances(dim, components)
-    if kind != "full" or n < max(2, components):
+    if n < max(2, components):
+        raise ValueError(f"a mixture of {components:,} components needs as many images, got {n:,}")
+    if kind != "full":
         draws = encodings.draw(draws_to_fit(dim, components, kind), generator, noise)
         return fit_gaussians(whitening.whiten(draws), components, seed, kind=kind, rank=rank)
     if n > (limit := max(_ROWS, 500 * components)):

@@ -161,6 +161,9 @@ def test_what_cannot_be_trained_is_told_before_ray_starts(tmp_path):
         load_config(None, ["decoder.epochs=1", "decoder.batch_size=7", "train.num_workers=2"])
     with pytest.raises(ConfigError, match="'mlp' does not upsample"):
         _check(open_run(override(config, {"model.network": "mlp", "model.upsample": "nearest"})))
+    with pytest.raises(ConfigError, match=r"sampler\.base_components: 1,001, with 100 training images"):
+        _check(open_run(override(config, {"sampler.base_components": 1001})))
+    _check(open_run(override(config, {"sampler.base_components": 1001, "sampler.base": "normal"})))
 
 
 def test_a_loss_that_is_not_finite_names_the_rate_to_lower():
