@@ -53,7 +53,7 @@ def _check(run: Run) -> None:
             f"decoder.adversarial: images of {smallest} pixels are too small for the discriminator, which needs "
             f"{LEAST_SIDE}; use 0"
         )
-    count, components = run.data.info["counts"]["train"], config.sampler.base_components
+    count, components = run.data.info["counts"].get("train", 0), config.sampler.base_components
     if config.sampler.base == "gmm" and components > count:
         mistakes.append(
             f"sampler.base_components: {components:,}, with {count:,} training images; at most one for each"

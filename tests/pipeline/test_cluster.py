@@ -33,7 +33,7 @@ def test_a_ray_that_does_not_start_is_one_line(monkeypatch, overrides, message):
 def test_every_number_of_workers_in_a_range_must_divide_the_batch(tmp_path):
     settings = {"train": {"num_workers": [1, 4], "batch_size": 64}, "sampler": {"particles": 96}}
     run = open_run(parse_config(settings | {"storage": str(tmp_path)}))  # as Python gives it, past the command line
-    run.stage("data", {}, lambda _: ([], {"shape": [1, 8, 8]}))
+    run.stage("data", {}, lambda _: ([], {"shape": [1, 8, 8], "counts": {"train": 1294}}))
     with pytest.raises(ConfigError) as error:
         _check(run)
     assert "train.batch_size: 64 does not divide over train.num_workers=[1, 4] (3 of them)" in str(error.value)
