@@ -73,6 +73,19 @@ def _start(config: Config) -> None:
         )
 
 
+def _start_patiently(config: Config) -> None:
+    """Ray waits 30 seconds for its own processes, which on a busy machine may take longer: then once more."""
+    import ray
+
+    try:
+        _start(config)
+    except Exception as error:
+        if config.ray.address is not None or "timed out during startup" not in str(error):
+            raise
+        ray.shutdown()
+        _start(config)
+
+
 @contextmanager
 def connect(config: Config) -> Iterator[None]:
     """Ray for the duration of a block: the job's own cluster, `ray.address`, or a new local one.
@@ -88,7 +101,7 @@ def connect(config: Config) -> Iterator[None]:
         yield
         return
     try:
-        _start(config)
+        _start_patiently(config)
     except Exception as error:  # Ray raises ConnectionError, RuntimeError, ValueError and plain Exception
         ray.shutdown()
         reason = str(error).strip().partition("\n")[0]

@@ -30,6 +30,24 @@ def test_a_ray_that_does_not_start_is_one_line(monkeypatch, overrides, message):
     assert "\n" not in str(error.value)
 
 
+def test_a_start_that_takes_too_long_on_a_busy_machine_is_tried_once_more(monkeypatch):
+    tries = []
+
+    def slow(**options):
+        tries.append(options)
+        if len(tries) == 1:
+            raise Exception("The current node timed out during startup. This could happen because ...")
+
+    monkeypatch.setattr(ray, "init", slow)
+    with connect(load_config()):
+        pass
+    assert len(tries) == 2
+    tries.clear()
+    with pytest.raises(PipelineError), connect(load_config(None, ["ray.address=10.0.0.9:6379"])):
+        pass
+    assert len(tries) == 1  # a cluster that is there has no start to wait for
+
+
 def test_every_number_of_workers_in_a_range_must_divide_the_batch(tmp_path):
     settings = {"train": {"num_workers": [1, 4], "batch_size": 64}, "sampler": {"particles": 96}}
     run = open_run(parse_config(settings | {"storage": str(tmp_path)}))  # as Python gives it, past the command line
