@@ -25,7 +25,8 @@ def test_the_digits_notebook_runs(monkeypatch):
     fd, mmd2 = (
         {words[0]: float(words[column]) for words in map(str.split, table.splitlines()[1:])} for column in (1, 2)
     )
-    assert fd["encoder"] < fd["sampler"] < fd["prior"]
+    assert max(fd["encoder"], fd["sampler"]) < fd["prior"]
+    assert abs(fd["sampler"] - fd["encoder"]) < 0.2  # at the bound, where one draw does not say which is lower
     assert mmd2["sampler"] < mmd2["prior"]
     said = [output["text"] for output in outputs if output.get("name") == "stderr"]
     assert not [text for text in said if "IProgress not found" not in text]  # tqdm's, without ipywidgets
