@@ -25,8 +25,8 @@ def fit_aggregate(
 ) -> GaussianMixture | LowRankMixture:
     """A Gaussian mixture of an aggregate posterior, in whitened coordinates.
 
-    Full covariances are fitted to the posteriors' means and variances, which is as good as any number of draws of
-    each: a mixture of many numbers that is fitted to a draw or two of each image fits those draws, and not their law.
+    Full covariances are fitted to the posteriors' means and variances (`ldcvae.densities.em.fit_mixture`): a mixture
+    of many numbers that is fitted to a draw or two of each image fits those draws, and not their law.
     Each channel is scaled to variance one for it, in which posteriors stay diagonal, and the mixture is whitened.
     Other kinds are fitted to draws (`draws_to_fit`).
 

@@ -18,7 +18,7 @@ __all__ = [
 Kind = Literal["full", "low_rank", "diagonal"]
 KINDS: tuple[Kind, ...] = ("full", "low_rank", "diagonal")
 
-FULL_DIM = 64  # 500 draws a component are 8 for each of its dimensions here, and fewer for each above
+FULL_DIM = 64  # 500 rows a component are 8 for each of its dimensions here, and fewer for each above
 FULL_NUMBERS = 2**22  # of all full covariances, K·d²; EM holds some copies in float64 (32 MiB each)
 FACTOR_NUMBERS = 2**20  # of all factors, K·d·r; an EM step takes 4 n K d r operations
 RANK = 32
@@ -35,8 +35,8 @@ class Covariances(NamedTuple):
 def choose_covariances(dim: int, components: int) -> Covariances:
     """The richest kind of covariances that its draws can fill and that stays cheap.
 
-    - full, (K, d, d), up to d = 64 and K·d² = 2²²: the sampler's base is fitted to 500 draws a component and more, so
-      that every dimension of a covariance has some eight draws at least;
+    - full, (K, d, d), up to d = 64 and K·d² = 2²²: where some 500 rows a component are eight for every dimension of a
+      covariance;
     - low_rank, a diagonal plus rank r = min(32, d/4), while its factors have K·d·r <= 2²⁰ numbers: with ten
       components up to d = 3,276;
     - diagonal beyond.

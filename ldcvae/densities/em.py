@@ -35,7 +35,7 @@ def fit_mixture(
 
     With `variances` a row stands for all draws of a Gaussian with that mean and those variances: its features are
     their expectation, and so its shares maximise the variational bound of the draws' mean log likelihood in which all
-    draws of a row have the same shares. As n draws of each, at the price of one.
+    draws of a row have the same shares; it is tight where posteriors are narrow beside the components.
 
     Args:
         z: (n, d) latents, at least as many as components; of any offset and scale.
@@ -73,9 +73,8 @@ def fit_mixture(
     tolerance *= max(1.0, d / 16)
     totals = data.new_zeros(1 + d + d * (d + 1) // 2, components)
     size = min(ROWS, max(1, BLOCK_BYTES // (8 * len(totals))))
-    blocks: list[tuple[Tensor, ...]] = list(zip(data.split(size), strict=True))
-    if variances is not None:
-        blocks = list(zip(data.split(size), variances.detach().to(data).split(size), strict=True))
+    parts = [data] if variances is None else [data, variances.detach().to(data)]
+    blocks = list(zip(*(part.split(size) for part in parts), strict=True))
     for block, part in zip(blocks, labels.split(size), strict=True):
         totals += _features(*block) @ one_hot(part, components).to(data)
     last = -math.inf
