@@ -4,6 +4,7 @@ A checkpoint folder holds `tensors.safetensors` (every tensor of the state, by i
 state's structure and plain values, with hashes of both), written last.
 """
 
+import hashlib
 import json
 import tempfile
 from pathlib import Path
@@ -11,18 +12,35 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load, save
+from safetensors.torch import load_file, save_file
 
 from pipeline.config.errors import PipelineError
-from pipeline.store.folder import Folder, fingerprint, sha256
+from pipeline.store.folder import Folder, fingerprint
 
 __all__ = ["NewestCheckpoint", "load_state", "save_state"]
 
 
+def _sha256_of(file: Path) -> str:
+    """Hex digest of a file, which is never held whole."""
+    with file.open("rb") as handle:
+        return hashlib.file_digest(handle, "sha256").hexdigest()
+
+
+def _load(file: Path) -> dict[str, torch.Tensor]:
+    # `load_file` maps the file; copies do not care when a shared storage deletes it under them.
+    return {name: tensor.clone() for name, tensor in load_file(file).items()}
+
+
 def _split(value: Any, path: str, tensors: dict[str, torch.Tensor]) -> Any:
+    """The structure with names for its tensors, which go to `tensors`: themselves, not copies, where they can."""
     if isinstance(value, torch.Tensor):
-        # A copy: tied tensors share memory, which safetensors refuses, and training goes on while we write.
-        tensors[path] = value.detach().cpu().contiguous().clone()
+        # The state of a large network is the largest thing that a worker has: a copy of all of it would double that.
+        tensor = value.detach().cpu().contiguous()
+        storage = tensor.untyped_storage()
+        held = {other.untyped_storage().data_ptr() for other in tensors.values()}
+        if storage.data_ptr() in held or storage.nbytes() != tensor.nbytes:
+            tensor = tensor.clone()  # safetensors refuses tensors that share memory
+        tensors[path] = tensor
         return {"$tensor": path}
     if isinstance(value, dict):
         # JSON has string keys only, but optimizers number their parameters.
@@ -49,6 +67,7 @@ def save_state(state: dict[str, Any], folder: str | Path) -> None:
 
     Raises:
         TypeError: naming a value of another type.
+        OSError: if the folder's disk refuses.
 
     Example:
         >>> import tempfile
@@ -59,9 +78,17 @@ def save_state(state: dict[str, Any], folder: str | Path) -> None:
     """
     tensors: dict[str, torch.Tensor] = {}
     structure = _split(state, "state", tensors)
-    content = save(tensors)
-    (Path(folder) / "tensors.safetensors").write_bytes(content)
-    description = {"format": 1, "sha256": sha256(content), "state_sha256": fingerprint(structure), "state": structure}
+    file = Path(folder) / "tensors.safetensors"
+    try:
+        save_file(tensors, file)
+    except SafetensorError as error:
+        raise OSError(f"cannot write {file}: {error}") from error
+    description = {
+        "format": 1,
+        "sha256": _sha256_of(file),
+        "state_sha256": fingerprint(structure),
+        "state": structure,
+    }
     (Path(folder) / "state.json").write_text(json.dumps(description, allow_nan=False))
 
 
@@ -79,13 +106,13 @@ def load_state(folder: str | Path, name: str = "") -> dict[str, Any]:
     try:
         description = json.loads((Path(folder) / "state.json").read_text())
         structure, hashes = description["state"], (description["state_sha256"], description["sha256"])
-        content = (Path(folder) / "tensors.safetensors").read_bytes()
+        found = _sha256_of(file := Path(folder) / "tensors.safetensors")
     except (FileNotFoundError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise PipelineError(f"checkpoint {name} is incomplete or damaged: {error}") from None
     try:
-        if (fingerprint(structure), sha256(content)) != hashes:
+        if (fingerprint(structure), found) != hashes:
             raise ValueError("its content does not match the sha256 in state.json")
-        return _join(structure, load(content))
+        return _join(structure, _load(file))
     except (KeyError, TypeError, ValueError, RecursionError, SafetensorError) as error:
         raise PipelineError(f"checkpoint {name} is damaged: {error}") from None
 

@@ -20,6 +20,7 @@ from ldcvae.training.autoencoder import AutoencoderPhase, resolve_auto
 from ldcvae.training.decoder import DecoderPhase
 from ldcvae.training.encode import encode_split
 from ldcvae.training.epochs import EpochPhase
+from ldcvae.training.heap import peak_mb, reset_peak
 from ldcvae.training.monitor import LossMonitor, NonFiniteLossError
 from ldcvae.training.phase import Cast
 from ldcvae.training.sampler import SamplerPhase
@@ -175,6 +176,33 @@ def test_a_damaged_checkpoint_is_refused(tmp_path):
     (tmp_path / "state.json").unlink()
     with pytest.raises(PipelineError, match="incomplete"):
         load_state(tmp_path)
+
+
+def test_a_checkpoint_takes_no_memory_beside_the_state(tmp_path):
+    state = {"model": {"a": torch.rand(25_000_000)}, "moments": [torch.rand(25_000_000)]}  # 200 MB
+    reset_peak()
+    before = peak_mb()
+    save_state(state, tmp_path)
+    assert peak_mb() - before < 50
+    loaded = load_state(tmp_path)
+    assert torch.equal(loaded["model"]["a"], state["model"]["a"])
+    assert torch.equal(loaded["moments"][0], state["moments"][0])
+
+
+def test_tensors_that_share_memory_come_back_apart(tmp_path):
+    whole = torch.arange(6.0)
+    state = {
+        "tied": [whole, whole],
+        "part": whole[2:4],
+        "turned": torch.arange(6).reshape(2, 3).T,
+        "none": torch.ones(0),
+    }
+    save_state(state, tmp_path)
+    loaded = load_state(tmp_path)
+    for name in ("part", "turned", "none"):
+        assert torch.equal(loaded[name], state[name])
+    loaded["tied"][0] += 1
+    assert torch.equal(loaded["tied"][1], whole)
 
 
 def test_a_checkpoint_holds_plain_values_only(tmp_path):
