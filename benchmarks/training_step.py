@@ -13,7 +13,7 @@ import sys
 import time
 
 import torch
-from torch.nn import functional
+from bare import bare_step, parameters
 
 from ldcvae.training.autoencoder import AutoencoderPhase, resolve_auto
 from ldcvae.training.heap import keep_freed_memory
@@ -29,16 +29,10 @@ OVERRIDES = [
 
 
 def bare_epoch(model, optimizer, pixels, batch, temperature):
-    """What a tutorial would write: shuffle, encode, decode, bound, step."""
+    """The least that goes through the images once in a new order."""
     for index in torch.randperm(len(pixels), device=pixels.device).split(batch):
         images = pixels[index].float().div_(255).contiguous(memory_format=torch.channels_last)
-        mean, log_variance = model.encoder(images).chunk(2, dim=1)
-        latents = mean + torch.exp(0.5 * log_variance) * torch.randn_like(mean)
-        reconstruction = functional.mse_loss(torch.sigmoid(model.decoder(latents)), images, reduction="sum")
-        kl = 0.5 * (mean.square() + log_variance.exp() - 1 - log_variance).sum()
-        optimizer.zero_grad(set_to_none=True)
-        ((temperature * reconstruction + kl) / len(index)).backward()
-        optimizer.step()
+        bare_step(model, optimizer, images, temperature)
 
 
 def main(arguments: list[str]) -> None:
@@ -47,8 +41,7 @@ def main(arguments: list[str]) -> None:
     pixels = torch.randint(0, 256, (IMAGES, 1, 28, 28), dtype=torch.uint8).to(device)
     model = build_model(config, (1, 28, 28)).to(device).to(memory_format=torch.channels_last)
     settings = resolve_auto(config.train, device, model)
-    parameters = [*model.encoder.parameters(), *model.decoder.parameters()]
-    optimizer = torch.optim.AdamW(parameters, lr=1e-3, weight_decay=0.0, fused=True)
+    optimizer = torch.optim.AdamW(parameters(model), lr=1e-3, weight_decay=0.0, fused=True)
 
     def bare_rate() -> float:
         started = time.perf_counter()

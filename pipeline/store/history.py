@@ -8,10 +8,6 @@ import io
 import json
 from typing import Any
 
-from tensorboard.compat.proto.event_pb2 import Event
-from tensorboard.compat.proto.summary_pb2 import Summary
-from tensorboard.summary.writer.record_writer import RecordWriter
-
 from pipeline.store.folder import Folder
 from pipeline.store.schema import Line, parse_as
 
@@ -29,6 +25,11 @@ def write_history(folder: Folder, history: list[dict[str, Any]]) -> None:
         folder: the run's.
         history: records with `phase`, `step`, `time` and any figures.
     """
+    # Here, as importing it takes a second or more, and most processes that read a history write none.
+    from tensorboard.compat.proto.event_pb2 import Event
+    from tensorboard.compat.proto.summary_pb2 import Summary
+    from tensorboard.summary.writer.record_writer import RecordWriter
+
     folder.write(HISTORY_FILES[0], "".join(json.dumps(record) + "\n" for record in history).encode())
     buffer = io.BytesIO()
     writer = RecordWriter(buffer)

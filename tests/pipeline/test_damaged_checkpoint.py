@@ -4,7 +4,7 @@ import json
 
 import pytest
 import torch
-from processes import here, kill_driver, run, start, wait_for
+from processes import here, kill_driver, start, wait_for
 
 from pipeline.config.errors import PipelineError
 from pipeline.store.checkpoint import load_state, save_state
@@ -30,7 +30,7 @@ def flip(path, where=0.5):
 
 
 @pytest.mark.slow
-def test_training_goes_on_from_the_checkpoint_before_a_damaged_one(tmp_path):
+def test_training_goes_on_from_the_checkpoint_before_a_damaged_one(tmp_path, one_ray):
     here("prepare", tmp_path)
     process = start("train", tmp_path, *TRAIN)
     folder = tmp_path / "tiny" / "train"
@@ -47,7 +47,7 @@ def test_training_goes_on_from_the_checkpoint_before_a_damaged_one(tmp_path):
     _, newest = registered()
     (damaged,) = folder.glob(f"ray-*/{newest}/tensors.safetensors")
     flip(damaged)
-    out, _ = run("train", tmp_path, *TRAIN)
+    out, _ = here("train", tmp_path, *TRAIN)
     assert f"{newest} is damaged" in out
     assert "going back to the one before" in out
     assert out.count("damaged") == 1

@@ -4,7 +4,7 @@ import json
 import re
 
 import pytest
-from processes import finish, here, kill_driver, kill_worker, run, start, wait_for
+from processes import finish, here, kill_driver, kill_worker, start, wait_for
 
 TRAIN = ["train.epochs=40", "train.checkpoint_epochs=4", "sampler.steps=400", "sampler.checkpoint_steps=40"]
 
@@ -33,11 +33,11 @@ def check_complete(storage):
 
 
 @pytest.fixture(scope="module")
-def prepared(tmp_path_factory):
+def prepared(tmp_path_factory, one_ray):
     """A finished run that nobody disturbed, and its prepared data to copy."""
     storage = tmp_path_factory.mktemp("undisturbed")
     here("prepare", storage)
-    run("train", storage, *TRAIN)
+    here("train", storage, *TRAIN)
     check_complete(storage)
     return storage
 
@@ -54,7 +54,7 @@ def test_killed_training_goes_on_from_the_last_checkpoint(tmp_path, prepared, ph
     if kill is kill_driver:
         assert not (tmp_path / "tiny" / "train" / "manifest.json").exists()
         before = history(tmp_path)
-        run("train", tmp_path, *TRAIN)
+        here("train", tmp_path, *TRAIN)
         # What the checkpoint held was not done again: its records are the first run's, to the time of day.
         held = [line for line in before if line["phase"] != phase or line["step"] <= checkpoint]
         assert history(tmp_path)[: len(held)] == held
@@ -68,7 +68,7 @@ def test_killed_training_goes_on_from_the_last_checkpoint(tmp_path, prepared, ph
 @pytest.mark.slow
 def test_two_workers_train_and_leave_the_same_kind_of_run(tmp_path, prepared):
     here("prepare", tmp_path)
-    run("train", tmp_path, *TRAIN, "train.num_workers=2")
+    here("train", tmp_path, *TRAIN, "train.num_workers=2")
     check_complete(tmp_path)
     alone, together = history(prepared), history(tmp_path)
     # Gradients are equal up to rounding, which grows along the path.
@@ -77,9 +77,9 @@ def test_two_workers_train_and_leave_the_same_kind_of_run(tmp_path, prepared):
 
 
 @pytest.mark.slow
-def test_a_loss_that_is_not_finite_stops_with_step_term_and_images(tmp_path):
+def test_a_loss_that_is_not_finite_stops_with_step_term_and_images(tmp_path, one_ray):
     here("prepare", tmp_path)
-    _, err = run("train", tmp_path, *TRAIN, "train.learning_rate=1e12", "train.objective=elbo", expect=1)
+    _, err = here("train", tmp_path, *TRAIN, "train.learning_rate=1e12", "train.objective=elbo", expect=1)
     assert "is not finite at step" in err
     assert "training images" in err
     assert "train.learning_rate" in err

@@ -91,8 +91,8 @@ def test_running_again_does_nothing(finished):
 
 
 @pytest.mark.slow
-def test_a_changed_key_runs_only_what_depends_on_it(finished):
-    out, _ = run("run", finished[0], "sample.num_images=130")
+def test_a_changed_key_runs_only_what_depends_on_it(finished, one_ray):
+    out, _ = here("run", finished[0], "sample.num_images=130")
     assert [line.split(":")[0] for line in out.splitlines() if "up to date" in line] == [
         "data",
         "train",
@@ -102,20 +102,20 @@ def test_a_changed_key_runs_only_what_depends_on_it(finished):
 
 
 @pytest.mark.slow
-def test_any_number_of_workers_samples_the_same_images(finished):
+def test_any_number_of_workers_samples_the_same_images(finished, one_ray):
     storage = finished[0]
 
     def images():
         files = sorted((storage / "tiny" / "samples").glob("images-*.parquet"))
         return [row for file in files for row in pq.read_table(file)["image"].to_pylist()]
 
-    run("sample", storage, "sample.png=true")
+    here("sample", storage, "sample.png=true")
     alone = images()
     assert len(alone) == 120
     assert len(list((storage / "tiny" / "samples" / "png").glob("*.png"))) == 120
-    run("sample", storage, "--force", "sample.num_workers=2")
+    here("sample", storage, "--force", "sample.num_workers=2")
     assert images() == alone
-    run("sample", storage, "seed=1")
+    here("sample", storage, "seed=1")
     assert images() != alone
 
 
@@ -128,9 +128,9 @@ def test_a_stage_without_its_inputs_names_the_command(tmp_path):
 
 
 @pytest.fixture(scope="module")
-def whole(finished):
+def whole(finished, one_ray):
     """The storage, every stage made with the tiny configuration again, whatever tests before have changed."""
-    run("run", finished[0])
+    here("run", finished[0])
     return finished[0]
 
 

@@ -7,7 +7,7 @@ import threading
 import numpy as np
 import pytest
 import torch
-from processes import here, kill_driver, run, start, wait_for
+from processes import here, kill_driver, start, wait_for
 from test_faults import history, model_hash, registered
 
 from ldcvae.batches import batches
@@ -433,11 +433,11 @@ TRAIN = [
 
 
 @pytest.mark.slow
-def test_a_streaming_run_killed_within_an_epoch_goes_on_from_there(tmp_path):
+def test_a_streaming_run_killed_within_an_epoch_goes_on_from_there(tmp_path, one_ray):
     undisturbed, killed = tmp_path / "undisturbed", tmp_path / "killed"
     here("prepare", killed, *TRAIN)
     shutil.copytree(killed, undisturbed)
-    out, _ = run("train", undisturbed, *TRAIN)
+    out, _ = here("train", undisturbed, *TRAIN)
     assert "1,294 images stream from storage, 13 row groups" in out
     for _ in range(4):  # the kill may come when an epoch has just ended: then once more from the start
         shutil.rmtree(killed / "tiny" / "train", ignore_errors=True)
@@ -449,7 +449,7 @@ def test_a_streaming_run_killed_within_an_epoch_goes_on_from_there(tmp_path):
     else:
         pytest.fail("no kill came within an epoch")
     assert not (killed / "tiny" / "train" / "manifest.json").exists()
-    run("train", killed, *TRAIN)  # how often it is saved does not matter
+    here("train", killed, *TRAIN)  # how often it is saved does not matter
     assert model_hash(killed) == model_hash(undisturbed)
     lines = history(killed)
     assert [line["epoch"] for line in lines if line["phase"] == "autoencoder"] == list(range(1, 7))

@@ -10,7 +10,7 @@ import pytest
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, TrialState
-from processes import descendants, finish, here, kill_driver, run, start, wait_for
+from processes import descendants, finish, here, kill_driver, start, wait_for
 
 from pipeline.config.load import load_config
 
@@ -59,7 +59,7 @@ def trial_processes(process) -> list[psutil.Process]:
 
 
 @pytest.mark.slow
-def test_a_search_survives_kills_of_a_trial_and_of_the_driver(tmp_path):
+def test_a_search_survives_kills_of_a_trial_and_of_the_driver(tmp_path, one_ray):
     here("prepare", tmp_path)
     process = start("tune", tmp_path, *SWEEP, "tune.num_samples=5")
     checkpoints = tmp_path / "tiny/tune/checkpoints"
@@ -71,7 +71,7 @@ def test_a_search_survives_kills_of_a_trial_and_of_the_driver(tmp_path):
     assert not (tmp_path / "tiny/tune/manifest.json").exists()
     assert len(trials(tmp_path)) > len(before)
 
-    out, _ = run("tune", tmp_path, *SWEEP, "tune.num_samples=5")
+    out, _ = here("tune", tmp_path, *SWEEP, "tune.num_samples=5")
     assert "go on from their checkpoints" in out
     after = ended(tmp_path)
     assert [trial.number for trial in trials(tmp_path)] == list(range(5)) == sorted(after)
@@ -93,14 +93,14 @@ def test_a_search_survives_kills_of_a_trial_and_of_the_driver(tmp_path):
     for picture in ("history.png", "parallel.png", "grid-best.png", "grid-default.png"):
         assert (tmp_path / "tiny/tune" / picture).read_bytes()[1:4] == b"PNG"
 
-    out, _ = run("tune", tmp_path, *SWEEP, "tune.num_samples=5")
+    out, _ = here("tune", tmp_path, *SWEEP, "tune.num_samples=5")
     assert "tune: up to date" in out
-    out, _ = run("tune", tmp_path, *SWEEP, "tune.num_samples=6")
+    out, _ = here("tune", tmp_path, *SWEEP, "tune.num_samples=6")
     assert "tune: 1 trials to go" in out
     assert {number: trial for number, trial in ended(tmp_path).items() if number < 5} == after
     assert len(trials(tmp_path)) == 6
 
-    run("run", tmp_path, *SWEEP, "tune.num_samples=6")
+    here("run", tmp_path, *SWEEP, "tune.num_samples=6")
     page = (tmp_path / "tiny/report/index.html").read_text()
     assert "<h2>Hyperparameter search</h2>" in page
     assert "Images of the best trial." in page
@@ -137,9 +137,9 @@ def test_trials_of_several_workers_and_both_phases_are_stopped_without_a_hang(tm
 
 
 @pytest.mark.slow
-def test_a_search_where_everything_fails_says_why(tmp_path):
+def test_a_search_where_everything_fails_says_why(tmp_path, one_ray):
     space = {"sampler.learning_rate": {"type": "choice", "values": [1e30, 1e31]}}
-    _, err = run(
+    _, err = here(
         "tune",
         tmp_path,
         f"tune.space={json.dumps(space)}",
