@@ -148,40 +148,86 @@ def drift(
     fields = [torch.zeros_like(particles) for _ in temperatures]
     blocks = row_blocks(n, 2 * n, _DRIFT_MATRICES, particles)
 
-    def distances_of(block: slice) -> Tensor:
+    def gaps_of(block: slice) -> tuple[Tensor, Tensor]:
         own, queries = own_positions(columns[block]), particles[block]
-        return torch.cat([side(queries).sqrt().index_put(own, infinity) for side in sides], dim=1)
-
-    # A scope of its own, so that one temperature's matrices are gone before the next one's are made.
-    def add(which: int, block: slice, distances: Tensor, log_columns: Tensor | None) -> None:
-        logits = distances / -temperatures[which]
-        log_rows = logits.logsumexp(1, keepdim=True)
-        log_columns = logits.logsumexp(0, keepdim=True) if log_columns is None else log_columns
-        weights = torch.exp(logits - 0.5 * (log_rows + log_columns))
-        of_targets, of_particles = weights[:, :n], weights[:, n:]
-        field = (of_targets @ targets) * of_particles.sum(1, keepdim=True)
-        field -= (of_particles @ particles) * of_targets.sum(1, keepdim=True)
-        fields[which][block] = field
+        distances = torch.cat([side(queries).sqrt_().index_put_(own, infinity) for side in sides], dim=1)
+        least = distances.amin(1, keepdim=True)
+        return torch.sub(least, distances, out=distances), least
 
     every: list[Tensor | None] = [None] * len(temperatures)
     if len(blocks) > 1:
-        every[:] = _log_columns(map(distances_of, blocks), temperatures, particles)
+        every[:] = _all_log_columns(map(gaps_of, blocks), temperatures, particles)
     for block in blocks:
-        distances = distances_of(block)
-        for which, log_columns in enumerate(every):
-            add(which, block, distances, log_columns)
+        gaps, least = gaps_of(block)
+        weights = torch.empty_like(gaps)
+        for field, temperature, log_columns in zip(fields, temperatures, every, strict=True):
+            log_scale = _weigh(gaps, least, temperature, weights)
+            log_rows = weights.sum(1, keepdim=True).log_().add_(log_scale)
+            if log_columns is None:
+                log_columns = _log_columns(weights, log_scale, gaps, temperature)
+            # exp(L - (log_rows + log_columns) / 2) without another matrix: by factors of rows and columns.
+            largest = log_columns.amax()
+            of_rows, of_columns = log_scale - 0.5 * (log_rows + largest), 0.5 * (largest - log_columns)
+            if _in_range(log_scale, largest):
+                of_rows, of_columns = of_rows.exp_(), of_columns.exp_().T
+            else:
+                weights.log_().add_(of_rows).add_(of_columns).exp_()
+                of_rows, of_columns = torch.ones_like(of_rows), torch.ones_like(of_columns).T
+            near_y, mass_y = _moments(weights[:, :n], of_columns[:n], targets)
+            near_z, mass_z = _moments(weights[:, n:], of_columns[n:], particles)
+            field[block] = of_rows.square() * (near_y * mass_z - near_z * mass_y)
     direction = torch.zeros_like(particles)
     for field in fields:
         direction += field / field.square().mean().sqrt().clamp(min=1e-12)
     return direction[rows] / len(temperatures)
 
 
-def _log_columns(parts: Iterable[Tensor], temperatures: Sequence[float | Tensor], like: Tensor) -> list[Tensor]:
-    """Log-sum-exp over all rows of each temperature's logits, from blocks of rows of the distances (queries, 2n)."""
+_FACTOR_RANGE = 40.0  # nats; float32 has 87 on either side of 1
+
+
+def _in_range(low: Tensor, high: Tensor) -> bool:
+    """Whether exponentials of these logits are floating-point numbers beside each other.
+
+    On a GPU, where the host would have to wait for the answer, and an exponential more hardly matters, never.
+    """
+    return not low.is_cuda and float(high.max() - low.min()) < _FACTOR_RANGE
+
+
+def _weigh(gaps: Tensor, least: Tensor, temperature: float | Tensor, out: Tensor) -> Tensor:
+    """`exp(L - log_scale)` (queries, 2n) into `out`, with `log_scale` (queries, 1), the largest logit L of each row.
+
+    exp takes most of a direction's time: what needs one of L, along rows and columns, makes it of this one.
+    """
+    torch.div(gaps, temperature, out=out).exp_()
+    return least / -temperature
+
+
+def _moments(weights: Tensor, scale: Tensor, points: Tensor) -> tuple[Tensor, Tensor]:
+    """Sums of the points (queries, d) and of ones (queries, 1), weighted by (queries, n) weights and (n, 1) scale."""
+    sums = weights @ torch.cat([scale * points, scale], dim=1)
+    return sums[:, :-1], sums[:, -1:]
+
+
+def _log_columns(weights: Tensor, log_scale: Tensor, gaps: Tensor, temperature: float | Tensor) -> Tensor:
+    """(1, 2n) log-sum-exp over these rows of the logits."""
+    if not _in_range(log_scale, log_scale):
+        return torch.logsumexp(gaps / temperature + log_scale, 0, keepdim=True)
+    largest = log_scale.amax()
+    sums = torch.exp(log_scale - largest).T @ weights
+    # A column of nothing is far from every row: its weights, too small now, are below 1e-10 of those of others.
+    return sums.clamp_(min=torch.finfo(sums.dtype).tiny).log_().add_(largest)
+
+
+def _all_log_columns(
+    parts: Iterable[tuple[Tensor, Tensor]], temperatures: Sequence[float | Tensor], like: Tensor
+) -> list[Tensor]:
+    """(1, 2n) log-sum-exp over all rows of each temperature's logits, from blocks of rows as `drift` makes them."""
     # In double precision, since each block rounds once and there may be thousands.
     totals = like.new_full((len(temperatures), 1, 2 * len(like)), -float("inf"), dtype=torch.float64)
-    for distances in parts:
+    for gaps, least in parts:
+        weights = torch.empty_like(gaps)
         for which, temperature in enumerate(temperatures):
-            part = (distances / -temperature).logsumexp(0, keepdim=True)
+            log_scale = _weigh(gaps, least, temperature, weights)
+            part = _log_columns(weights, log_scale, gaps, temperature)
             totals[which] = torch.logaddexp(totals[which], part.double())
     return list(totals.to(like.dtype))
