@@ -29,8 +29,9 @@ lint: .venv/installed
 docs: .venv/installed
 	@$(BIN)/mkdocs build --strict
 
+# Every ratio of docs/performance.md, beside the committed ones.
 bench: .venv/installed
-	@for script in benchmarks/*.py; do echo "== $$script"; $(BIN)/python $$script || exit 1; done
+	@$(BIN)/python benchmarks/suite.py
 
 # Kill driver, workers and nodes of a real run twenty times over; about a quarter of an hour. docs/operations.md
 chaos: .venv/installed

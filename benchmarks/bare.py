@@ -5,6 +5,8 @@ dependencies, which nothing that is measured needs.
 """
 
 import importlib.util
+import json
+import os
 import sys
 import time
 import types
@@ -17,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-__all__ = ["bare_step", "matmul_flops", "parameters", "timed"]
+__all__ = ["bare_step", "matmul_flops", "parameters", "report", "timed"]
 
 
 def timed(work: Callable[[], Any], device: torch.device, seconds: float, warm: int = 3) -> float:
@@ -40,6 +42,20 @@ def timed(work: Callable[[], Any], device: torch.device, seconds: float, warm: i
     one = lap(1)
     calls = max(1, min(10_000, round(seconds / max(one, 1e-5))))
     return lap(calls) / calls
+
+
+def report(name: str, ratio: float, better: str, goal: float | None = None) -> None:
+    """Hand a ratio to `benchmarks/suite.py`, where that is what runs the script.
+
+    Args:
+        name: what over what.
+        ratio: measured in this run.
+        better: higher or lower.
+        goal: what it has to reach.
+    """
+    if path := os.environ.get("BENCH_RESULTS"):
+        with open(path, "a") as file:
+            print(json.dumps({"name": name, "ratio": ratio, "better": better, "goal": goal}), file=file)
 
 
 def bare_step(model: Any, optimizer: torch.optim.Optimizer, images: Tensor, temperature: float) -> None:

@@ -10,6 +10,7 @@ import statistics
 import sys
 
 import torch
+from bare import report
 
 from ldcvae.training.decoder import DecoderPhase
 from ldcvae.training.encode import encode_split
@@ -56,6 +57,7 @@ def main(arguments: list[str]) -> None:
     plain, ours = (statistics.median(series) for series in times.values())
     least = min(times["decoder"]) / min(times["squared error alone"])
     ratio = statistics.median(b / a for a, b in zip(*times.values(), strict=True))
+    report("step of phase decoder / squared error alone", ratio, "lower", GOAL)
     print(
         f"{device.type}, {torch.get_num_threads()} threads, batch {phases['decoder'].batch}, judged "
         f"{config.decoder.judged:g}, width {config.decoder.width}: squared error alone {plain:.1f} ms a step, phase "

@@ -18,6 +18,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from bare import report
 
 from ldcvae.training.autoencoder import AutoencoderPhase
 from ldcvae.training.feed import Feed, make_feed
@@ -85,6 +86,7 @@ def speed(folder: Path, arguments: list[str]) -> None:
                 reading[kind].append(phase.steps_per_epoch * phase.batch / seconds)
     for what, rates in (("training", training), ("reading alone", reading)):
         ratio = statistics.median(s / m for s, m in zip(rates["streamed"], rates["memory"], strict=True))
+        report(f"streamed / in memory, {what}, images/s", ratio, "higher")
         print(
             f"{device.type}, {torch.get_num_threads()} threads, {what}: {statistics.median(rates['memory']):,.0f} "
             f"images/s in memory, {statistics.median(rates['streamed']):,.0f} streamed, ratio {ratio:.3f}",

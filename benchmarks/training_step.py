@@ -13,7 +13,7 @@ import sys
 import time
 
 import torch
-from bare import bare_step, parameters
+from bare import bare_step, parameters, report
 
 from ldcvae.training.autoencoder import AutoencoderPhase, resolve_auto
 from ldcvae.training.heap import keep_freed_memory
@@ -72,6 +72,7 @@ def main(arguments: list[str]) -> None:
                 rates["bare"].append(bare)
         ours_rate, bare_median = (statistics.median(rates[name]) for name in ("ours", "bare"))
         ratio = statistics.median(a / b for a, b in zip(rates["ours"], rates["bare"], strict=True))
+        report(f"phase 1 / bare loop, averaged weights {'on' if ema else 'off'}", ratio, "higher", 0.95)
         print(
             f"averaged weights {'on' if ema else 'off'}: {ours_rate:,.0f} images/s; bare in the same process "
             f"{bare_median:,.0f}, ratio {ratio:.3f}; to the bare loop above {ours_rate / plain:.3f}"
