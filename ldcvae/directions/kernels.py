@@ -85,8 +85,9 @@ class Kernel:
 
     Attributes:
         name: how configs call it.
-        value: `(squared distances, bandwidth) -> k`, same shape, 1 at distance zero.
-        slope: `(squared distances, bandwidth) -> 2 dk/d(r²)`, so that `∇ₓ k(x, y) = slope · (x - y)`.
+        value: `(squared distances, bandwidth) -> k`, a new tensor of the same shape, 1 at distance zero.
+        slope: `(squared distances, bandwidth, k) -> 2 dk/d(r²)`, so that `∇ₓ k(x, y) = slope · (x - y)`; a new
+            tensor, made of the kernel's value where that saves an exponential.
 
     Example:
         >>> rbf = get_kernel("rbf")
@@ -96,22 +97,22 @@ class Kernel:
 
     name: str
     value: Callable[[Tensor, float | Tensor], Tensor]
-    slope: Callable[[Tensor, float | Tensor], Tensor]
+    slope: Callable[[Tensor, float | Tensor, Tensor], Tensor]
 
 
 def _rbf(squares: Tensor, bandwidth: float | Tensor) -> Tensor:
     return torch.exp(squares / (-2.0 * bandwidth**2))
 
 
-def _rbf_slope(squares: Tensor, bandwidth: float | Tensor) -> Tensor:
-    return _rbf(squares, bandwidth) / (-(bandwidth**2))
+def _rbf_slope(squares: Tensor, bandwidth: float | Tensor, value: Tensor) -> Tensor:
+    return value / (-(bandwidth**2))
 
 
 def _imq(squares: Tensor, bandwidth: float | Tensor) -> Tensor:
     return (1.0 + squares / bandwidth**2).rsqrt()
 
 
-def _imq_slope(squares: Tensor, bandwidth: float | Tensor) -> Tensor:
+def _imq_slope(squares: Tensor, bandwidth: float | Tensor, value: Tensor) -> Tensor:
     return (1.0 + squares / bandwidth**2).pow(-1.5) / (-(bandwidth**2))
 
 
@@ -119,10 +120,9 @@ def _laplace(squares: Tensor, bandwidth: float | Tensor) -> Tensor:
     return torch.exp(-squares.sqrt() / bandwidth)
 
 
-def _laplace_slope(squares: Tensor, bandwidth: float | Tensor) -> Tensor:
+def _laplace_slope(squares: Tensor, bandwidth: float | Tensor, value: Tensor) -> Tensor:
     # The kernel has a cusp at distance zero; (x - y) is zero there, and so is the subgradient we choose.
-    distance = squares.sqrt().clamp(min=1e-12)
-    return torch.exp(-distance / bandwidth) / (-(bandwidth * distance))
+    return value / squares.sqrt().clamp_(min=1e-12).mul_(-bandwidth)
 
 
 KERNELS: dict[str, Kernel] = {

@@ -98,11 +98,11 @@ def stein_direction(
     def add(which: int, number: int, squares: Tensor) -> None:
         bandwidth, block = bandwidths[which], blocks[number]
         own = own_positions(columns[block])
-        value, slope = chosen.value(squares, bandwidth), chosen.slope(squares, bandwidth)
-        if not self_term:
-            value = value.index_put(own, zero)
+        value = chosen.value(squares, bandwidth)
         # slope · (zⱼ - zⱼ) is zero, but a cusped kernel's slope is huge there and rounding would not cancel.
-        slope = slope.index_put(own, zero)
+        slope = chosen.slope(squares, bandwidth, value).index_put_(own, zero)
+        if not self_term:
+            value.index_put_(own, zero)
         sums[which][block] = value @ score + slope @ particles - slope.sum(1, keepdim=True) * queries[block]
         if normalise:
             masses[which, number] = value.sum()
