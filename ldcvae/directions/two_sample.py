@@ -129,7 +129,7 @@ def drift(
             whole field is computed on every rank, and in two passes where it takes more than one block.
 
     Returns:
-        (len(rows), d) direction.
+        (len(rows), d) direction, without a gradient of its own.
 
     Raises:
         ValueError: on unequal counts, fewer than two particles or a temperature that is not positive.
@@ -141,6 +141,7 @@ def drift(
     """
     check_bandwidths(temperatures)
     _check_counts(particles, targets)
+    particles, targets = particles.detach(), targets.detach()
     n = len(particles)
     columns = torch.arange(n, device=particles.device)
     infinity = particles.new_full((), float("inf"))

@@ -191,6 +191,12 @@ def test_drift_of_outliers_is_that_of_the_logarithms(temperature, size, monkeypa
     )
 
 
+def test_drift_takes_draws_that_are_attached_to_a_net():
+    z, y = points(16, 3)
+    attached = z.clone().requires_grad_()
+    assert torch.equal(drift(attached, y, [0.5]), drift(z, y, [0.5]))
+
+
 @every_direction
 def test_rows_of_several_ranks_make_up_the_field(name, monkeypatch):
     z, y = points(120, 3, torch.float64)
