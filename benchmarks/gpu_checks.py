@@ -165,6 +165,8 @@ def _distributed(device: torch.device) -> float:
 def checks(device: torch.device) -> list[dict[str, Any]]:
     """Rows with `check`, `error`, `allowed` and `passed`; what cannot be run fails with its reason."""
     cuda = device.type == "cuda"
+    # Whoever goes on in this process finds them as they were: they change what CPUs compute as well.
+    before = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
     steps = {"elbo": (elbo_step, 1), "svgd": (svgd_step, 4)}
     tests: dict[str, tuple[Callable[[], float], float]] = {}
@@ -203,5 +205,5 @@ def checks(device: torch.device) -> list[dict[str, Any]]:
         rows.append({"check": name, "error": error, "allowed": allowed, "passed": passed})
     torch.use_deterministic_algorithms(False)
     torch.backends.cudnn.deterministic = False
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
+    torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = before
     return rows
