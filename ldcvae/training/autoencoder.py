@@ -19,7 +19,7 @@ from ldcvae.training.phase import Cast
 from ldcvae.training.settings import AutoencoderSettings
 from ldcvae.training.world import World, keyed_generator
 
-__all__ = ["AutoencoderPhase", "resolve_auto"]
+__all__ = ["AutoencoderPhase", "resolve_auto", "use_memory_format"]
 
 _MOST_KERNELS = 4096  # of the learnt energy, all of which every latent of every step looks at
 
@@ -41,6 +41,21 @@ def resolve_auto(settings: AutoencoderSettings, device: torch.device, network: n
     }
     plain = {field.name: getattr(settings, field.name) for field in fields(AutoencoderSettings)}
     return AutoencoderSettings(**plain | {key: value for key, value in choices.items() if plain[key] == "auto"})
+
+
+def use_memory_format(model: LDCVAE, settings: AutoencoderSettings) -> None:
+    """Give encoder and decoder the memory format of phase 1, which a checkpoint may be past.
+
+    Convolutions in another format round otherwise, and so would encodings, and all that is trained on them.
+
+    Example:
+        >>> from ldcvae import LDCVAEConfig
+        >>> model = LDCVAE(LDCVAEConfig((1, 8, 8), latent_dim=2, network="conv", width=4))
+        >>> use_memory_format(model, AutoencoderSettings())
+    """
+    if resolve_auto(settings, model.device, model).channels_last:
+        for network in (model.encoder, model.decoder):
+            network.to(memory_format=torch.channels_last)
 
 
 class AutoencoderPhase(EpochPhase):

@@ -11,7 +11,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from ldcvae.densities.covariances import base_note
 from ldcvae.model import LDCVAE
-from ldcvae.training.autoencoder import AutoencoderPhase
+from ldcvae.training.autoencoder import AutoencoderPhase, use_memory_format
 from ldcvae.training.decoder import DecoderPhase
 from ldcvae.training.encode import encode_split
 from ldcvae.training.epochs import EpochPhase
@@ -161,6 +161,7 @@ def _train(job: dict[str, Any]) -> dict[str, Any]:
     torch.manual_seed(config.seed)  # initial weights; everything later is keyed by step
     model = build_model(config, run.shape).to(world.device)
     settings = config.train
+    use_memory_format(model, settings)
     reporter = _Reporter(run.folder, model, world, job["board"])
     progress = reporter.progress if world.rank == 0 else None
     state, reporter.refused = _resume(reporter.say if world.rank == 0 else lambda message: None)

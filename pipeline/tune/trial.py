@@ -18,7 +18,7 @@ from ldcvae.batches import batches
 from ldcvae.encodings import Encodings
 from ldcvae.losses import as_float, split_posterior
 from ldcvae.metrics.reconstruction import reconstruction_error
-from ldcvae.training.autoencoder import AutoencoderPhase
+from ldcvae.training.autoencoder import AutoencoderPhase, use_memory_format
 from ldcvae.training.decoder import DecoderPhase
 from ldcvae.training.encode import encode_split
 from ldcvae.training.epochs import EpochPhase
@@ -169,6 +169,7 @@ class _Running:
     def _autoencoder(self, train: Tensor | StreamedSplit, validation: Tensor | StreamedSplit) -> None:
         """Phase 1, unless the checkpoint is past it."""
         config, world = self.config, self.world
+        use_memory_format(self.model, config.train)
         if self.state is not None and self.state["phase"]["phase"] != AutoencoderPhase.name:
             return
         first = AutoencoderPhase(self.model, train, validation, config.train, world, config.seed)

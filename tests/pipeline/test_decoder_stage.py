@@ -88,12 +88,8 @@ def test_a_killed_phase_ends_in_the_weights_of_fit(storage):
             progress=False,
         )
     for name, weight in trained.state_dict().items():
-        if name.startswith("encoder."):
+        if name.startswith(("encoder.", "decoder.")):
             assert torch.equal(weight, fitted.state_dict()[name]), name
-        elif name.startswith("decoder."):
-            # Not to the bit on every CPU: the base that the discriminator sees was fitted by another process.
-            # That a phase goes on to the bit from what it was fitted to is for test_phases.
-            torch.testing.assert_close(weight, fitted.state_dict()[name], rtol=0, atol=2e-3)
     with torch.random.fork_rng():  # the decoder of before, although the process was killed after it was written
         torch.manual_seed(config.seed)
         plain = fit(

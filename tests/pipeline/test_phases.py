@@ -16,7 +16,7 @@ from torch.nn.parallel import DistributedDataParallel
 from ldcvae.encodings import Encodings
 from ldcvae.model import LDCVAE
 from ldcvae.networks import build_decoder, build_encoder
-from ldcvae.training.autoencoder import AutoencoderPhase, resolve_auto
+from ldcvae.training.autoencoder import AutoencoderPhase, resolve_auto, use_memory_format
 from ldcvae.training.decoder import DecoderPhase
 from ldcvae.training.encode import encode_split
 from ldcvae.training.epochs import EpochPhase
@@ -164,6 +164,22 @@ def test_a_resumed_sampler_keeps_whitening_unit_and_base(tmp_path):
         assert torch.equal(resumed[name], tensor), name
     assert not torch.equal(fresh["base_means"], resumed["base_means"])
     assert not torch.equal(fresh["unit"], resumed["unit"])
+
+
+@pytest.mark.parametrize("choice", ["auto", "false"])
+def test_what_goes_on_behind_the_first_phase_encodes_as_after_it(choice):
+    """To the bit, though the phase that gives the networks their memory format is not made again."""
+    config = load_config(None, [*SMALL, "model.network=conv", "model.width=8", f"train.channels_last={choice}"])
+    after = build_model(config, (1, 8, 8))
+    AutoencoderPhase(after, pixels(), pixels(), config.train, World(), config.seed)
+    behind = build_model(config, (1, 8, 8))
+    use_memory_format(behind, config.train)
+    behind.load_state_dict(after.state_dict())
+    for one, other in zip(after.parameters(), behind.parameters(), strict=True):
+        assert one.stride() == other.stride()
+    encodings = [encode_split(model.eval(), pixels()) for model in (after, behind)]
+    assert torch.equal(encodings[0].mean, encodings[1].mean)
+    assert torch.equal(encodings[0].log_variance, encodings[1].log_variance)
 
 
 def test_a_damaged_checkpoint_is_refused(tmp_path):
