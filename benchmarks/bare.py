@@ -11,7 +11,7 @@ import sys
 import time
 import types
 from collections import namedtuple
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-__all__ = ["bare_step", "matmul_flops", "parameters", "report", "timed"]
+__all__ = ["advance", "bare_direction", "bare_step", "matmul_flops", "parameters", "report", "timed"]
 
 
 def timed(work: Callable[[], Any], device: torch.device, seconds: float, warm: int = 3) -> float:
@@ -74,6 +74,32 @@ def bare_step(model: Any, optimizer: torch.optim.Optimizer, images: Tensor, temp
     optimizer.zero_grad(set_to_none=True)
     ((temperature * reconstruction + kl) / len(images)).backward()
     optimizer.step()
+
+
+def bare_direction(particles: Tensor, targets: Tensor, widths: Sequence[Tensor], elements: int = 2**22) -> Tensor:
+    """What no direction of phase 2 can leave out: two products, and for each bandwidth two softmaxes and sums.
+
+    Args:
+        particles: (n, d); targets likewise.
+        targets: see `particles`.
+        widths: bandwidths, 0-d tensors.
+        elements: of a block's matrix.
+    """
+    rows = max(1, elements // len(particles))
+    out = torch.zeros_like(particles)
+    for start in range(0, len(particles), rows):
+        for other in (particles, targets):
+            products = particles[start : start + rows] @ other.T
+            for width in widths:
+                out[start : start + rows] += torch.softmax(products / width**2, 1) @ other
+    return out
+
+
+def advance(phase: Any, steps: int = 1) -> None:
+    """Take steps of a phase without what comes with an epoch or a block: validation, progress, checkpoints."""
+    for _ in range(steps):
+        phase.monitor.add(phase.step, phase._losses())
+        phase._update()
 
 
 def matmul_flops(device: torch.device, dtype: torch.dtype, side: int, seconds: float) -> float:

@@ -11,6 +11,7 @@ from collections import Counter
 from typing import Any
 
 import torch
+from bare import advance
 from torch.profiler import ProfilerActivity, profile
 
 from ldcvae.training.autoencoder import AutoencoderPhase
@@ -28,10 +29,10 @@ KINDS = {
     "convolution, backward": ("convolution_backward", "conv_depthwise2d_backward"),
     "convolution": ("conv", "mkldnn"),
     "optimizer": ("fused_adam", "_foreach", "lerp"),
-    "norm": ("norm",),
     "matrix products": ("mm", "bmm", "matmul", "linear", "dot"),
     "exponentials": ("exp", "softmax", "sigmoid", "silu", "log"),
     "random numbers": ("normal", "rand", "multinomial", "bernoulli"),
+    "norm": ("norm",),
     "copies and indexing": ("copy", "index", "cat", "gather", "clone", "scatter", "empty", "to", "fill", "zero"),
 }
 
@@ -52,17 +53,10 @@ def kind_of(name: str) -> str:
 
 def shares(phase: Any) -> tuple[Counter[str], float]:
     """Microseconds of each kind in `STEPS` steps, and milliseconds of a step."""
-
-    def step() -> None:
-        phase.monitor.add(phase.step, phase._losses())
-        phase._update()
-
-    for _ in range(3):
-        step()
+    advance(phase, 3)
     cuda = phase.world.device.type == "cuda"
     with profile(activities=[ProfilerActivity.CUDA if cuda else ProfilerActivity.CPU]) as found:
-        for _ in range(STEPS):
-            step()
+        advance(phase, STEPS)
     totals: Counter[str] = Counter()
     for event in found.key_averages():
         totals[kind_of(event.key)] += event.self_device_time_total if cuda else event.self_cpu_time_total

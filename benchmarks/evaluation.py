@@ -8,14 +8,18 @@ side, 128 features, medians of turns taken in one process.
     OMP_NUM_THREADS=1 python benchmarks/evaluation.py
 """
 
+from collections.abc import Callable
+
 import torch
 from bare import report
 from directions import medians
+from torch import Tensor
 
 from ldcvae.metrics.images import frechet_distance, kid, kid_within
 from ldcvae.metrics.neighbours import ball_radii, prdc
 
 IMAGES, FEATURES, NEIGHBOURS, GOAL = 5000, 128, 5, 2.0
+BLOCK = 512  # rows and columns
 
 
 def main() -> None:
@@ -25,32 +29,27 @@ def main() -> None:
     radii, within = ball_radii(real, NEIGHBOURS), kid_within(real)
     exact = real.double(), drawn.double()
 
-    def products() -> float:
-        total = 0.0
-        for part in exact[1].split(500):
-            total += sum(float((part @ other.T).amax()) for other in exact)
-        return total
-
-    def cubes() -> float:
-        total = 0.0
-        for part in exact[1].split(500):
-            total += sum(float(((part @ other.T / FEATURES + 1.0) ** 3).sum()) for other in exact)
-        return total
+    def bare(of: Callable[[Tensor], Tensor]) -> float:
+        """Of the products of drawn features with all, in blocks that stay in the cache."""
+        parts = [
+            of(rows @ columns.T) for rows in exact[1].split(BLOCK) for one in exact for columns in one.split(BLOCK)
+        ]
+        return float(torch.stack(parts).sum())
 
     found = medians(
         {
-            "products": products,
+            "products": lambda: bare(Tensor.amax),
             "precision, recall, density, coverage": lambda: prdc(real, drawn, NEIGHBOURS, radii=radii),
-            "cubes": cubes,
+            "cubes": lambda: bare(lambda products: ((products / FEATURES + 1.0) ** 3).sum()),
             "KID": lambda: kid(drawn, real, within=within),
             "Fréchet distance": lambda: frechet_distance(drawn, real),
         },
         20.0,
     )
-    for name, bare in (("precision, recall, density, coverage", "products"), ("KID", "cubes")):
-        ratio = found[name] / found[bare]
-        print(f"{name}: {found[name]:,.0f} ms, bare {bare} {found[bare]:,.0f} ms, ratio {ratio:.2f}; goal {GOAL:g}")
-        report(f"{name} / bare {bare}", ratio, "lower", GOAL)
+    for name, least in (("precision, recall, density, coverage", "products"), ("KID", "cubes")):
+        ratio = found[name] / found[least]
+        print(f"{name}: {found[name]:,.0f} ms, bare {least} {found[least]:,.0f} ms, ratio {ratio:.2f}; goal {GOAL:g}")
+        report(f"{name} / bare {least}", ratio, "lower", GOAL)
     print(f"Fréchet distance: {found['Fréchet distance']:,.0f} ms")
 
 

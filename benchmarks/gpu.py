@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from bare import bare_step, matmul_flops, parameters, timed
+from bare import advance, bare_direction, bare_step, matmul_flops, parameters, timed
 from gpu_checks import checks
 
 from ldcvae import LDCVAE, AutoencoderSettings, DecoderSettings, LDCVAEConfig, SamplerSettings
@@ -64,11 +64,7 @@ def speeds_of_network(
     phase = AutoencoderPhase(model(), pixels, pixels[:batch], settings, world, 0)
     found["compiled"] = bool(resolve_auto(settings, device, phase.model).compile)
 
-    def step() -> None:
-        phase.monitor.add(phase.step, phase._losses())
-        phase._update()
-
-    found["autoencoder_images_per_s"] = batch / timed(step, device, seconds)
+    found["autoencoder_images_per_s"] = batch / timed(lambda: advance(phase), device, seconds)
     found["autoencoder_peak_mib"] = peak_mib(device)
     plain = model().to(memory_format=torch.channels_last)
     optimizer = torch.optim.AdamW(parameters(plain), lr=1e-3, weight_decay=0.0, fused=True)
@@ -88,11 +84,7 @@ def speeds_of_network(
         autoencoder=settings, sampler=SamplerSettings(),
     )  # fmt: skip
 
-    def decoder_step() -> None:
-        sharpen.monitor.add(sharpen.step, sharpen._losses())
-        sharpen._update()
-
-    found["decoder_images_per_s"] = batch / timed(decoder_step, device, seconds)
+    found["decoder_images_per_s"] = batch / timed(lambda: advance(sharpen), device, seconds)
     found["decoder_peak_mib"] = peak_mib(device)
     generator = torch.Generator(device).manual_seed(0)
     made = phase.model.eval()
@@ -110,16 +102,8 @@ def speeds_of_direction(name: str, n: int, dim: int, device: torch.device, secon
     field = DIRECTIONS.find(name).field
     peak_mib(device)
     took = timed(lambda: field(step), device, seconds, warm=1)
-    rows = max(1, min(n, 2**26 // n))  # a block of 256 MiB
-
-    def products() -> None:
-        for start in range(0, n, rows):
-            part = particles[start : start + rows]
-            for other in (particles, targets):
-                torch.softmax(part @ other.T, 1) @ other
-
     peak = peak_mib(device)
-    bare = timed(products, device, seconds, warm=1)
+    bare = timed(lambda: bare_direction(particles, targets, widths, 2**26), device, seconds, warm=1)
     return {"direction": name, "n": n, "d": dim, "ms": 1e3 * took, "bare_ms": 1e3 * bare, "ratio": took / bare,
             "peak_mib": peak}  # fmt: skip
 
@@ -130,8 +114,9 @@ def table(rows: list[dict[str, Any]]) -> str:
     def cell(value: Any) -> str:
         if value is None:
             return "–"
-        return f"{value:,.4g}" if isinstance(value, float) and abs(value) < 1000 else (
-            f"{value:,.0f}" if isinstance(value, float) else str(value))  # fmt: skip
+        if not isinstance(value, float):
+            return str(value)
+        return f"{value:,.4g}" if abs(value) < 1000 else f"{value:,.0f}"
 
     lines = [" | ".join(rows[0]), "|".join("---" for _ in rows[0])]
     lines += [" | ".join(cell(value) for value in row.values()) for row in rows]

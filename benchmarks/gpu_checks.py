@@ -9,9 +9,9 @@ import socket
 from collections.abc import Callable
 from typing import Any
 
-import bare  # noqa: F401  # makes ldcvae importable
 import torch
 import torch.distributed as dist
+from bare import advance
 from torch import Tensor, nn
 
 from ldcvae import LDCVAE, AutoencoderSettings, DecoderSettings, LDCVAEConfig, SamplerSettings
@@ -107,11 +107,6 @@ def _direction(device: torch.device, name: str) -> Tensor:
 
 def _trained(device: torch.device, phase_of: Callable[[LDCVAE], Any], breaks: int | None) -> Tensor:
     """Weights after six steps of a phase; broken off after so many, the rest by another phase from its state."""
-
-    def advance(phase: Any, steps: int) -> None:
-        for _ in range(steps):
-            phase.monitor.add(phase.step, phase._losses())
-            phase._update()
 
     model = _model(device)
     phase = phase_of(model)

@@ -35,12 +35,7 @@ def _split(value: Any, path: str, tensors: dict[str, torch.Tensor]) -> Any:
     """The structure with names for its tensors, which go to `tensors`: themselves, not copies, where they can."""
     if isinstance(value, torch.Tensor):
         # The state of a large network is the largest thing that a worker has: a copy of all of it would double that.
-        tensor = value.detach().cpu().contiguous()
-        storage = tensor.untyped_storage()
-        held = {other.untyped_storage().data_ptr() for other in tensors.values()}
-        if storage.data_ptr() in held or storage.nbytes() != tensor.nbytes:
-            tensor = tensor.clone()  # safetensors refuses tensors that share memory
-        tensors[path] = tensor
+        tensors[path] = value.detach().cpu().contiguous()
         return {"$tensor": path}
     if isinstance(value, dict):
         # JSON has string keys only, but optimizers number their parameters.
@@ -50,6 +45,17 @@ def _split(value: Any, path: str, tensors: dict[str, torch.Tensor]) -> Any:
     if value is None or isinstance(value, bool | int | float | str):
         return value
     raise TypeError(f"{path} is a {type(value).__name__}: checkpoints hold tensors and plain values only")
+
+
+def _apart(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The same, with copies of those that share memory or are a part of something, which safetensors refuses."""
+    found, held = {}, set()
+    for path, tensor in tensors.items():
+        storage = tensor.untyped_storage()
+        shares = storage.data_ptr() in held or storage.nbytes() != tensor.nbytes
+        found[path] = tensor.clone() if shares else tensor
+        held.add(storage.data_ptr())
+    return found
 
 
 def _join(value: Any, tensors: dict[str, torch.Tensor]) -> Any:
@@ -80,7 +86,7 @@ def save_state(state: dict[str, Any], folder: str | Path) -> None:
     structure = _split(state, "state", tensors)
     file = Path(folder) / "tensors.safetensors"
     try:
-        save_file(tensors, file)
+        save_file(_apart(tensors), file)
     except SafetensorError as error:
         raise OSError(f"cannot write {file}: {error}") from error
     description = {
