@@ -90,7 +90,8 @@ def _convolutions(shape: tuple[int, int, int]) -> list[nn.Module]:
     for width in (32, 64, 128):
         if side < 4:
             break
-        layers += [nn.Conv2d(channels, width, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2)]
+        # The largest, then rectified: the same as the other way round, on a quarter of the numbers.
+        layers += [nn.Conv2d(channels, width, 3, padding=1), nn.MaxPool2d(2), nn.ReLU()]
         channels, side = width, side // 2
     return [*layers, nn.AdaptiveAvgPool2d(min(side, 3)), nn.Flatten()]
 
@@ -194,6 +195,8 @@ def stored_classifier(run: Run) -> Extractor:
 def _extractor(
     name: str, digest: str, network: nn.Module, accuracy: float | None = None, files: tuple[str, ...] = ()
 ) -> Extractor:
+    # One memory format in every process, as others round otherwise; of those the fastest, by a third to a half.
+    network = network.to(memory_format=torch.channels_last)
     return Extractor(name, EXTRACTORS[name].figure, digest, accuracy, network, files)
 
 

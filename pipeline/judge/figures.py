@@ -13,7 +13,7 @@ from torch import Tensor
 from ldcvae.batches import Chunks, rows_at_a_time
 from ldcvae.encodings import Encodings
 from ldcvae.metrics.images import frechet_distance, kid, kid_within
-from ldcvae.metrics.latents import median_bandwidths, mmd2, nearest_distance, sliced_wasserstein
+from ldcvae.metrics.latents import median_bandwidths, mmd2, mmd2_within, nearest_distance, sliced_wasserstein
 from ldcvae.metrics.neighbours import ball_radii, prdc
 from ldcvae.metrics.reconstruction import reconstruction_error
 from ldcvae.model import LDCVAE
@@ -166,6 +166,11 @@ class DrawJudge:
         self.truths = [whiten(held_out.draw(count, noise("truth", number))) for number in range(draws)]
         self.bandwidths = median_bandwidths(self.truths[0])
 
+    @cached_property
+    def _within(self) -> list[float]:
+        # Once for all generators.
+        return [mmd2_within(truth, self.bandwidths) for truth in self.truths]
+
     def each(self, draw: Draw, name: str, *nearest_to: tuple[str, Encodings]) -> Iterator[dict[str, float]]:
         """The figures of every draw.
 
@@ -181,7 +186,7 @@ class DrawJudge:
             latents, rate = timed_draw(draw, self.count, self.noise(name, number))
             figures = self.judge.figures(self.judge.extractor.of(decoded(self.model, latents)))
             u = self.model.whitening.whiten(latents)
-            figures["mmd2"] = mmd2(u, truth, self.bandwidths)
+            figures["mmd2"] = mmd2(u, truth, self.bandwidths, within=self._within[number])
             figures["sliced_wasserstein"] = sliced_wasserstein(u, truth, generator=self.noise("slices", number))
             count = min(_NEAREST, len(u), *(len(part) for _, part in nearest_to))
             for other, part in nearest_to:

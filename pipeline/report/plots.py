@@ -5,7 +5,6 @@ from functools import partial
 from typing import Any
 
 import numpy as np
-from matplotlib.ticker import MaxNLocator
 
 from pipeline.judge.pages.pictures import LIGHT, Picture, Theme, new_figure, png_bytes
 
@@ -54,6 +53,8 @@ def curve(
         >>> curve([1, 2, 3], [0.5, 0.2, 0.1], "Validation MSE")[1:4]
         b'PNG'
     """
+    from matplotlib.ticker import MaxNLocator
+
     figure, axes = new_figure(2.6, 2.0, theme)
     if target is not None:
         axes.axhline(target, color=theme.muted, linewidth=1.2, linestyle=(0, (4, 3)))

@@ -16,7 +16,7 @@ from torchmetrics.image.kid import poly_mmd
 
 from ldcvae.metrics import neighbours
 from ldcvae.metrics.images import frechet_distance, frechet_from_moments, kid, kid_within, moments
-from ldcvae.metrics.latents import median_bandwidths, mmd2, sliced_wasserstein
+from ldcvae.metrics.latents import median_bandwidths, mmd2, mmd2_within, sliced_wasserstein
 from ldcvae.metrics.neighbours import ball_radii, prdc
 
 
@@ -86,14 +86,15 @@ def dense_mmd2(x: Tensor, y: Tensor, kernel) -> float:
     return float(xx / (n * (n - 1)) + yy / (m * (m - 1)) - 2 * xy / (n * m))
 
 
-def test_mmd2_and_kid_agree_with_the_double_loop() -> None:
+@pytest.mark.parametrize("bandwidths", [[0.7, 2.0], [2.0, 0.5, 1.0], [1.0, 1.0, 0.3]])
+def test_mmd2_and_kid_agree_with_the_double_loop(bandwidths: list[float]) -> None:
     x, y = normal(7, 3, seed=0), normal(9, 3, seed=1, shift=0.5)
-    bandwidths = [0.7, 2.0]
 
     def rbf(a: Tensor, b: Tensor) -> Tensor:
         return torch.stack([torch.exp(-(a - b).square().sum() / (2 * h * h)) for h in bandwidths]).mean()
 
     assert mmd2(x, y, bandwidths) == pytest.approx(dense_mmd2(x, y, rbf), rel=1e-9)
+    assert mmd2(x, y, bandwidths, within=mmd2_within(y, bandwidths)) == mmd2(x, y, bandwidths)
     assert kid(x, y).mean == pytest.approx(dense_mmd2(x, y, lambda a, b: (a @ b / 3 + 1) ** 3), rel=1e-9)
 
 

@@ -4,18 +4,20 @@ Figures are built with matplotlib's objects on the Agg canvas: no pyplot, so no 
 data give the same bytes. Colours are those of Okabe and Ito, told apart with any colour vision.
 """
 
+from __future__ import annotations
+
 import io
 import math
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
-from matplotlib.axes import Axes
-from matplotlib.axis import Axis
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
-from matplotlib.ticker import LogLocator, NullLocator, StrMethodFormatter
 from PIL import Image
+
+if TYPE_CHECKING:  # a run that is up to date need not wait for what draws
+    from matplotlib.axes import Axes
+    from matplotlib.axis import Axis
+    from matplotlib.figure import Figure
 
 __all__ = ["DARK", "LIGHT", "Picture", "Theme", "image_grid", "log_ticks", "new_axes", "new_figure", "png_bytes"]
 
@@ -53,7 +55,7 @@ class Picture(NamedTuple):
     alt: str
 
     @classmethod
-    def both(cls, draw: Callable[..., bytes], name: str, alt: str) -> "Picture":
+    def both(cls, draw: Callable[..., bytes], name: str, alt: str) -> Picture:
         """The light and the dark variant: `draw(theme=…)`."""
         return cls(name, draw(theme=LIGHT), draw(theme=DARK), alt)
 
@@ -140,6 +142,9 @@ def new_figure(width: float, height: float, theme: Theme, *position: int) -> tup
         >>> Image.open(io.BytesIO(png_bytes(figure))).size
         (800, 400)
     """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
     figure = Figure(figsize=(width, height), dpi=_DPI, layout="constrained", facecolor=theme.surface)
     FigureCanvasAgg(figure)
     return figure, new_axes(figure, theme, *position)
@@ -154,6 +159,8 @@ def log_ticks(axis: Axis) -> None:
         >>> [tick for tick in axes.get_xticks() if 9 < tick < 60]
         [np.float64(10.0), np.float64(20.0), np.float64(30.0), np.float64(50.0)]
     """
+    from matplotlib.ticker import LogLocator, NullLocator, StrMethodFormatter
+
     axis.set_major_locator(LogLocator(subs=(1, 2, 3, 5)))
     axis.set_major_formatter(StrMethodFormatter("{x:g}"))
     axis.set_minor_locator(NullLocator())
