@@ -54,7 +54,7 @@ def conv_encoder(shape: Shape, latent_dim: int, width: int, depth: int) -> nn.Mo
     )
 
 
-def _doubled(inputs: int, outputs: int, upsample: str) -> list[nn.Module]:
+def doubled(inputs: int, outputs: int, upsample: str) -> list[nn.Module]:
     """Layers that double height and width: (B, inputs, H, W) -> (B, outputs, 2H, 2W)."""
     if upsample == "transposed":
         return [nn.ConvTranspose2d(inputs, outputs, 4, stride=2, padding=1)]
@@ -69,18 +69,18 @@ def conv_decoder(shape: Shape, latent_dim: int, width: int, depth: int, upsample
         *_mlp([latent_dim, *[8 * width] * depth, seed[0] * seed[1] * seed[2]]),
         nn.SiLU(),
         nn.Unflatten(1, seed),
-        *_doubled(2 * width, width, upsample),
+        *doubled(2 * width, width, upsample),
         nn.SiLU(),
-        *_doubled(width, channels, upsample),
+        *doubled(width, channels, upsample),
     )
 
 
-class _ResidualBlock(nn.Module):
+class ResidualBlock(nn.Module):
     """x + conv(act(norm(conv(act(norm(x)))))), zero at the start so that deep stacks begin as the identity."""
 
     def __init__(self, channels: int):
         super().__init__()
-        groups = _groups(channels)
+        groups = channel_groups(channels)
         self.body = nn.Sequential(
             nn.GroupNorm(groups, channels),
             nn.SiLU(),
@@ -96,11 +96,11 @@ class _ResidualBlock(nn.Module):
         return x + self.body(x)
 
 
-def _groups(channels: int) -> int:
+def channel_groups(channels: int) -> int:
     return next(groups for groups in (8, 4, 2, 1) if channels % groups == 0)
 
 
-def _levels(shape: Shape) -> int:
+def halvings(shape: Shape) -> int:
     """How often to halve until the longer side is at most 8 pixels."""
     side, levels = max(shape[1:]), 0
     while side > 8:
@@ -109,19 +109,19 @@ def _levels(shape: Shape) -> int:
 
 
 def _resnet_widths(shape: Shape, width: int) -> list[int]:
-    return [min(width * 2**level, 8 * width) for level in range(_levels(shape) + 1)]
+    return [min(width * 2**level, 8 * width) for level in range(halvings(shape) + 1)]
 
 
 def resnet_encoder(shape: Shape, latent_dim: int, width: int, depth: int) -> nn.Module:
     widths = _resnet_widths(shape, width)
     layers: list[nn.Module] = [nn.Conv2d(shape[0], widths[0], 3, padding=1)]
     for narrow, wide in itertools.pairwise(widths):
-        layers += [_ResidualBlock(narrow) for _ in range(depth)]
+        layers += [ResidualBlock(narrow) for _ in range(depth)]
         layers.append(nn.Conv2d(narrow, wide, 4, stride=2, padding=1))
-    layers += [_ResidualBlock(widths[-1]) for _ in range(depth)]
+    layers += [ResidualBlock(widths[-1]) for _ in range(depth)]
     scale = 2 ** (len(widths) - 1)
     features = widths[-1] * (shape[1] // scale) * (shape[2] // scale)
-    head = [nn.GroupNorm(_groups(widths[-1]), widths[-1]), nn.SiLU(), nn.Flatten()]
+    head = [nn.GroupNorm(channel_groups(widths[-1]), widths[-1]), nn.SiLU(), nn.Flatten()]
     return nn.Sequential(*layers, *head, nn.Linear(features, 2 * latent_dim))
 
 
@@ -131,10 +131,10 @@ def resnet_decoder(shape: Shape, latent_dim: int, width: int, depth: int, upsamp
     seed = (widths[0], shape[1] // scale, shape[2] // scale)
     layers: list[nn.Module] = [nn.Linear(latent_dim, seed[0] * seed[1] * seed[2]), nn.Unflatten(1, seed)]
     for wide, narrow in itertools.pairwise(widths):
-        layers += [_ResidualBlock(wide) for _ in range(depth)]
-        layers += _doubled(wide, narrow, upsample)
-    layers += [_ResidualBlock(widths[-1]) for _ in range(depth)]
-    head = [nn.GroupNorm(_groups(widths[-1]), widths[-1]), nn.SiLU()]
+        layers += [ResidualBlock(wide) for _ in range(depth)]
+        layers += doubled(wide, narrow, upsample)
+    layers += [ResidualBlock(widths[-1]) for _ in range(depth)]
+    head = [nn.GroupNorm(channel_groups(widths[-1]), widths[-1]), nn.SiLU()]
     return nn.Sequential(*layers, *head, nn.Conv2d(widths[-1], shape[0], 3, padding=1))
 
 
@@ -150,7 +150,7 @@ def conv_multiple(shape: Shape) -> int:
 
 def resnet_multiple(shape: Shape) -> int:
     """Every level halves the image."""
-    return 2 ** _levels(shape)
+    return 2 ** halvings(shape)
 
 
 def choose_network(name: str, shape: Shape) -> str:

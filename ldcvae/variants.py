@@ -53,16 +53,11 @@ class Network:
 
 
 NETWORKS: Registry[Network] = Registry("network")
-for _name in ("mlp", "conv", "resnet"):
-    NETWORKS.register(
-        Network(
-            _name,
-            lazy(f"ldcvae.networks:{_name}_encoder"),
-            lazy(f"ldcvae.networks:{_name}_decoder"),
-            lazy(f"ldcvae.networks:{_name}_multiple"),
-            upsamples=_name != "mlp",
-        )
+for _name, _where in (("mlp", "networks"), ("conv", "networks"), ("resnet", "networks"), ("spatial", "spatial")):
+    _encoder, _decoder, _multiple = (
+        lazy(f"ldcvae.{_where}:{_name}_{part}") for part in ("encoder", "decoder", "multiple")
     )
+    NETWORKS.register(Network(_name, _encoder, _decoder, _multiple, upsamples=_name != "mlp"))
 
 
 @dataclass(frozen=True)
@@ -178,12 +173,12 @@ for _autoencoder in (
     ),
 ):
     AUTOENCODERS.register(_autoencoder)
-for _encoder in ("elbo", "svgd"):
+for _objective in ("elbo", "svgd"):
     AUTOENCODERS.register(
         Autoencoder(
-            f"ldc_{_encoder}",
-            f"LDC-VAE, {_encoder.upper()} encoder",
-            encoder=_encoder,
+            f"ldc_{_objective}",
+            f"LDC-VAE, {_objective.upper()} encoder",
+            encoder=_objective,
             knob="factor of lambda, train.inverse_temperature",
             candidates=(0.25, 1.0, 4.0),
             temperature=lambda plain, setting: plain * setting,
@@ -238,6 +233,14 @@ class Generator:
 _FITS = "ldcvae.rivals.fits"
 _SIZE = ("sampler.steps", "sampler.particles", "sampler.width", "sampler.depth")
 _RATES: dict[str, Any] = {"knob": "learning rate", "candidates": (5e-4, 1e-3, 2e-3), "reads": _SIZE}
+_ONE_PASS: dict[str, Any] = _RATES | {"passes": lambda budget, dim: 1}
+
+
+def _flow(*reads: str) -> dict[str, Any]:
+    passes = {"passes": lambda budget, dim: budget.euler_steps}
+    return _RATES | passes | {"reads": (*reads, "compare.euler_steps")}
+
+
 _CHAIN: dict[str, Any] = {
     "kind": "chain",
     "knob": "least kernel width, in nearest-neighbour distances",
@@ -284,9 +287,7 @@ for _generator in (
         candidates=(20.0, 50.0, 100.0),
         whole=True,
     ),
-    Generator(
-        "two_stage", "second VAE (two-stage)", lazy(f"{_FITS}:two_stage"), passes=lambda budget, dim: 1, **_RATES
-    ),
+    Generator("two_stage", "second VAE (two-stage)", lazy(f"{_FITS}:two_stage"), **_ONE_PASS),
     Generator(
         "maf",
         "masked autoregressive flow",
@@ -295,13 +296,14 @@ for _generator in (
         needs=("zuko", "pip install 'ldcvae[compare]'"),
         **_RATES,
     ),
+    Generator("flow_matching", "flow matching, {euler_steps} steps", lazy(f"{_FITS}:flow_matching"), **_flow(*_SIZE)),
     Generator(
-        "flow_matching",
-        "flow matching, {euler_steps} steps",
-        lazy(f"{_FITS}:flow_matching"),
-        passes=lambda budget, dim: budget.euler_steps,
-        **(_RATES | {"reads": (*_SIZE, "compare.euler_steps")}),
+        "flow_matching_from_base",
+        "flow matching from the mixture, {euler_steps} steps",
+        lazy(f"{_FITS}:flow_matching_from_base"),
+        **_flow(*_SIZE, "sampler.base_components", "sampler.posterior_noise"),
     ),
+    Generator("mean_flow", "MeanFlow", lazy(f"{_FITS}:mean_flow"), **_ONE_PASS),
     Generator("langevin", "annealed Langevin, {chain_steps} steps", lazy(f"{_FITS}:langevin_chain"), **_CHAIN),
     Generator("hmc", "annealed HMC, {chain_steps} steps", lazy(f"{_FITS}:hmc_chain"), **_CHAIN),
 ):

@@ -11,17 +11,20 @@ from ldcvae.densities.kernel_mixture import KernelMixture
 from ldcvae.densities.mcmc import hmc, langevin
 from ldcvae.directions.kernels import nearest_neighbour_distance
 from ldcvae.rivals.fitting import Draw, Fitting
-from ldcvae.rivals.generators import Fit, fit_autoregressive_flow, fit_flow_matching, fit_two_stage
+from ldcvae.rivals.flows import fit_flow_matching, fit_mean_flow
+from ldcvae.rivals.generators import Fit, fit_autoregressive_flow, fit_two_stage
 from ldcvae.training.sampler import SamplerPhase
 from ldcvae.training.world import World
 
 __all__ = [
     "autoregressive_flow",
     "flow_matching",
+    "flow_matching_from_base",
     "gaussian",
     "held_out_posterior",
     "hmc_chain",
     "langevin_chain",
+    "mean_flow",
     "mixture",
     "own_sampler",
     "posterior",
@@ -116,6 +119,25 @@ def autoregressive_flow(fitting: Fitting) -> Draw:
 def flow_matching(fitting: Fitting) -> Draw:
     """See `fit_flow_matching`."""
     return fitting.unwhitened(fit_flow_matching(_fit(fitting), fitting.budget.euler_steps))
+
+
+def flow_matching_from_base(fitting: Fitting) -> Draw:
+    """See `fit_flow_matching`; paths start at the mixture that is the sampler net's base."""
+    sampler, start = fitting.budget.sampler, fitting.generator("start")
+    base = fit_aggregate(
+        fitting.encodings,
+        fitting.whitening,
+        sampler.base_components,
+        start,
+        fitting.seed,
+        noise=sampler.posterior_noise,
+    )
+    return fitting.unwhitened(fit_flow_matching(_fit(fitting), fitting.budget.euler_steps, base.sample))
+
+
+def mean_flow(fitting: Fitting) -> Draw:
+    """See `fit_mean_flow`."""
+    return fitting.unwhitened(fit_mean_flow(_fit(fitting)))
 
 
 def sampler_net(fitting: Fitting) -> Draw:

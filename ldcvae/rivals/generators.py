@@ -1,10 +1,10 @@
 """Peers of the sampler net: models fitted to encoder draws after the autoencoder is trained.
 
 All work in whitened coordinates, with networks of the sampler net's size, its number of steps and its optimizer:
-a normalising flow (zuko's masked autoregressive flow), flow matching, and the second VAE of a two-stage VAE.
+a normalising flow (zuko's masked autoregressive flow) and the second VAE of a two-stage VAE here, flow matching and
+MeanFlow in `ldcvae.rivals.flows`.
 """
 
-import math
 from collections.abc import Callable
 
 import torch
@@ -14,9 +14,8 @@ from ldcvae.networks import residual_mlp
 from ldcvae.rivals.fitting import Draw
 from ldcvae.training.phase import running_average
 
-__all__ = ["Fit", "fit_autoregressive_flow", "fit_flow_matching", "fit_two_stage"]
+__all__ = ["Fit", "fit_autoregressive_flow", "fit_two_stage"]
 
-_FREQUENCIES = 4  # of the time features of the velocity net
 _EMA = 0.995
 
 
@@ -107,54 +106,6 @@ def fit_autoregressive_flow(fit: Fit, transforms: int = 5) -> Draw:
     def draw(n: int, generator: torch.Generator) -> Tensor:
         noise = torch.randn(n, fit.dim, generator=generator, device=generator.device)
         return flow().transform.inv(noise)
-
-    return draw
-
-
-class _Velocity(nn.Module):
-    """v(u, t), from the point and Fourier features of the time."""
-
-    def __init__(self, dim: int, width: int, depth: int):
-        super().__init__()
-        self.network = residual_mlp(dim + 1 + 2 * _FREQUENCIES, dim, width, depth)
-
-    def forward(self, u: Tensor, t: Tensor) -> Tensor:
-        angles = 2.0 * math.pi * t * torch.arange(1, _FREQUENCIES + 1, device=t.device)
-        return self.network(torch.cat([u, t, angles.sin(), angles.cos()], 1))
-
-
-def fit_flow_matching(fit: Fit, euler_steps: int = 50) -> Draw:
-    """Flow matching on straight paths from N(0, I) to the draws (Lipman et al. 2023, 2210.02747, eq. 23).
-
-    Args:
-        fit: how to train.
-        euler_steps: passes of the velocity net per draw.
-
-    Returns:
-        A sampler that integrates the velocity by Euler's method.
-
-    Example:
-        >>> generator = torch.Generator().manual_seed(0)
-        >>> fit = Fit(lambda n: 3 + torch.randn(n, 2, generator=generator), 2, steps=300, batch=128,
-        ...           learning_rate=5e-3, width=32, depth=1, generator=generator)
-        >>> bool((fit_flow_matching(fit)(2000, generator).mean(0) - 3).abs().max() < 0.2)
-        True
-    """
-    network = fit.build(lambda: _Velocity(fit.dim, fit.width, fit.depth))
-
-    def loss(u: Tensor) -> Tensor:
-        noise = fit.noise(*u.shape)
-        t = torch.rand(len(u), 1, generator=fit.generator, device=u.device)
-        return (network(torch.lerp(noise, u, t), t) - (u - noise)).square().sum(1).mean()
-
-    velocity = fit.run(network, loss)
-
-    @torch.no_grad()
-    def draw(n: int, generator: torch.Generator) -> Tensor:
-        u = torch.randn(n, fit.dim, generator=generator, device=generator.device)
-        for step in range(euler_steps):
-            u = u + velocity(u, u.new_full((n, 1), step / euler_steps)) / euler_steps
-        return u
 
     return draw
 

@@ -5,9 +5,15 @@ import torch
 
 from ldcvae.densities.gaussian import GaussianMixture
 from ldcvae.metrics.latents import median_bandwidths, mmd2
-from ldcvae.rivals.generators import Fit, fit_autoregressive_flow, fit_flow_matching, fit_two_stage
+from ldcvae.rivals.flows import fit_flow_matching, fit_mean_flow
+from ldcvae.rivals.generators import Fit, fit_autoregressive_flow, fit_two_stage
 
-FITS = {"maf": fit_autoregressive_flow, "flow_matching": fit_flow_matching, "two_stage": fit_two_stage}
+FITS = {
+    "maf": fit_autoregressive_flow,
+    "flow_matching": fit_flow_matching,
+    "mean_flow": fit_mean_flow,
+    "two_stage": fit_two_stage,
+}
 
 
 def target() -> GaussianMixture:
@@ -37,7 +43,7 @@ def test_draws_are_nearer_to_the_target_than_a_gaussian_fit(name: str) -> None:
     draws = FITS[name](fit())(2000, generator)
     gaussian = exact.mean(0) + torch.randn(2000, 2, generator=generator) @ torch.linalg.cholesky(exact.T.cov()).T
     bandwidths = median_bandwidths(exact)
-    share = {"maf": 0.2, "flow_matching": 0.1, "two_stage": 0.8}[name]
+    share = {"maf": 0.2, "flow_matching": 0.1, "mean_flow": 0.7, "two_stage": 0.8}[name]
     assert mmd2(draws, exact, bandwidths) < share * mmd2(gaussian, exact, bandwidths)
     assert float((draws[:, 0] < 0).float().mean()) == pytest.approx(0.7, abs=0.1)
 
@@ -53,3 +59,22 @@ def test_weights_that_are_not_finite_are_an_error() -> None:
     broken.draw = lambda n: torch.full((n, 2), float("inf"))
     with pytest.raises(FloatingPointError, match="learning rate"):
         fit_flow_matching(broken)
+
+
+def test_flow_matching_from_a_mixture_keeps_what_is_right_already() -> None:
+    density, generator = target(), torch.Generator().manual_seed(1)
+    exact = density.sample(2000, generator)
+    from_normal, from_target = (
+        fit_flow_matching(fit(steps=20), 10, start)(2000, generator) for start in (None, density.sample)
+    )
+    bandwidths = median_bandwidths(exact)
+    assert mmd2(from_target, exact, bandwidths) < 0.2 * mmd2(from_normal, exact, bandwidths)
+
+
+def test_mean_flow_learns_the_way_between_two_gaussians() -> None:
+    generator = torch.Generator().manual_seed(0)
+    made = fit(steps=600)
+    made.draw = lambda n: 2 + 0.5 * torch.randn(n, 2, generator=generator)
+    draws = fit_mean_flow(made)(4000, generator)
+    assert float((draws.mean(0) - 2).abs().max()) < 0.3
+    assert float((draws.std(0) - 0.5).abs().max()) < 0.15

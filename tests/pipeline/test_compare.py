@@ -87,21 +87,23 @@ def cells(*overrides: str) -> dict[str, str]:
     }
 
 
+NETS = {"stein", "score_difference", "drift"}
+FLOWS = {"flow_matching", "flow_matching_from_base"}
+LEARNT = {"two_stage", "maf", "mean_flow"} | FLOWS
+
+
 @pytest.mark.parametrize(
     ("override", "changed"),
     [
         ("train.epochs=7", {"vae", *COMPARED}),
         ("train.num_workers=2", set()),
-        ("sampler.steps=7", {"two_stage", "maf", "flow_matching", "stein", "score_difference", "drift"}),
-        (
-            "sampler.particles=64",
-            {"two_stage", "maf", "flow_matching", "stein", "score_difference", "drift", "langevin", "hmc"},
-        ),
-        ("sampler.base_components=7", {"stein", "score_difference", "drift"}),
+        ("sampler.steps=7", LEARNT | NETS),
+        ("sampler.particles=64", LEARNT | NETS | {"langevin", "hmc"}),
+        ("sampler.base_components=7", NETS | {"flow_matching_from_base"}),
         ("sampler.checkpoint_steps=7", set()),
         ("evaluate.langevin_steps=60", {"langevin", "hmc"}),
         ("evaluate.gmm_components=7", {"gmm"}),
-        ("compare.euler_steps=7", {"flow_matching"}),
+        ("compare.euler_steps=7", FLOWS),
         ("compare.drift_temperatures=[1]", {"drift"}),
         ("compare.seeds=7", set()),
         ("evaluate.draws=2", set(COMPARED)),
