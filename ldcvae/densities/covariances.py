@@ -18,10 +18,11 @@ __all__ = [
 Kind = Literal["full", "low_rank", "diagonal"]
 KINDS: tuple[Kind, ...] = ("full", "low_rank", "diagonal")
 
-FULL_DIM = 64  # 500 rows a component are 8 for each of its dimensions here, and fewer for each above
-FULL_NUMBERS = 2**22  # of all full covariances, K·d²; EM holds some copies in float64 (32 MiB each)
+FULL_DIM = 512  # beyond, a component takes a second a step of EM, and low rank has more of them
+FULL_NUMBERS = 2**23  # of all full covariances, K·d²; EM holds some copies in float64 (64 MiB each)
 FACTOR_NUMBERS = 2**20  # of all factors, K·d·r; an EM step takes 4 n K d r operations
 RANK = 32
+_LEAST_RANK = 4
 DRAWN_NUMBERS = 2**25  # n·d of the draws that a base of another kind is fitted to (128 MiB)
 
 
@@ -33,12 +34,13 @@ class Covariances(NamedTuple):
 
 
 def choose_covariances(dim: int, components: int) -> Covariances:
-    """The richest kind of covariances that its draws can fill and that stays cheap.
+    """The richest kind of covariances that stays cheap.
 
-    - full, (K, d, d), up to d = 64 and K·d² = 2²²: where some 500 rows a component are eight for every dimension of a
-      covariance;
-    - low_rank, a diagonal plus rank r = min(32, d/4), while its factors have K·d·r <= 2²⁰ numbers: with ten
-      components up to d = 3,276;
+    - full, (K, d, d), up to d = 512 and K·d² = 2²³. Fitted to posteriors, whose own variances count, they need not
+      have a row for every dimension: at d = 256, 200 images a component, they were nearer than low rank
+      (docs/experiments.md);
+    - low_rank, a diagonal plus rank r = min(32, d/4), or less, down to 4, where the factors would have more than
+      K·d·r = 2²⁰ numbers: with ten components up to d = 26,214;
     - diagonal beyond.
 
     Args:
@@ -46,13 +48,13 @@ def choose_covariances(dim: int, components: int) -> Covariances:
         components: K >= 1.
 
     Example:
-        >>> choose_covariances(64, 300), choose_covariances(512, 10)
+        >>> choose_covariances(64, 300), choose_covariances(1024, 10)
         (Covariances(kind='full', rank=0), Covariances(kind='low_rank', rank=32))
     """
     if dim <= FULL_DIM and components * dim * dim <= FULL_NUMBERS:
         return Covariances("full", 0)
-    rank = min(RANK, max(1, dim // 4))
-    if components * dim * rank <= FACTOR_NUMBERS:
+    rank = min(RANK, max(1, dim // 4), FACTOR_NUMBERS // (components * dim))
+    if rank >= min(_LEAST_RANK, max(1, dim // 4)):
         return Covariances("low_rank", rank)
     return Covariances("diagonal", 0)
 
@@ -76,7 +78,7 @@ def base_fields(dim: int, components: int) -> dict[str, Any]:
     """The fields of an `LDCVAEConfig` that say what the sampler's base of so many components (0: N(0, I)) is.
 
     Example:
-        >>> base_fields(512, 10)
+        >>> base_fields(1024, 10)
         {'base_components': 10, 'base_kind': 'low_rank', 'base_rank': 32}
     """
     chosen = choose_covariances(dim, components) if components else Covariances("full", 0)
@@ -87,8 +89,8 @@ def base_note(dim: int, components: int, kind: str, rank: int) -> str:
     """A sentence on a base whose covariances are not full, for people.
 
     Example:
-        >>> print(base_note(512, 10, "low_rank", 32))
-        base of 10 components with low-rank covariances (rank 32), as d = 512 is too much for full ones (at most 64)
+        >>> print(base_note(1024, 9, "low_rank", 32))
+        base of 9 components with low-rank covariances (rank 32), as d = 1,024 is too much for full ones (at most 512)
     """
     name = f"low-rank covariances (rank {rank})" if kind == "low_rank" else "diagonal covariances"
     if dim > FULL_DIM:

@@ -2,7 +2,8 @@
 
 A mixture of a few hundred components is the sampler's base, and its fit to 10⁵ latents is on the way to every sampler
 net. scikit-learn's EM goes through the components one by one, on the CPU; this one does the same steps as two matrix
-products. The k-means start and the stopping rule are scikit-learn's.
+products. The k-means start and the stopping rule are scikit-learn's. Many components in many dimensions take the
+steps of `ldcvae.densities.truncated_em`.
 """
 
 import math
@@ -11,8 +12,11 @@ import torch
 from torch import Tensor
 from torch.nn.functional import one_hot
 
+from ldcvae.densities import truncated_em
+
 __all__ = ["device_to_fit_on", "fit_mixture", "start"]
 
+_KMEANS_STEPS = 20  # before truncated steps, which converge faster than k-means does
 ROWS = 8192  # at a time: responsibilities of all rows would not fit beside a GPU's other work
 BLOCK_BYTES = 144 * 2**20  # of a block's features: all 8,192 rows up to d = 64, fewer where d² makes them wide
 
@@ -65,16 +69,29 @@ def fit_mixture(
     data = z.detach().to(device_to_fit_on(z, components), torch.float64)
     if variances is not None and variances.shape != z.shape:
         raise ValueError(f"variances must be {tuple(z.shape)} as the rows are, got {tuple(variances.shape)}")
-    labels = start(data, components, seed)
+    d = data.shape[1]
+    truncated = truncated_em.pays(d, components)
+    labels = start(data, components, seed, _KMEANS_STEPS if truncated else 300)
     centre = data.mean(0)
     data = data - centre
     ridge = max(ridge, 1e-10 * float(data.square().mean()))
-    d = data.shape[1]
     tolerance *= max(1.0, d / 16)
     totals = data.new_zeros(1 + d + d * (d + 1) // 2, components)
     size = min(ROWS, max(1, BLOCK_BYTES // (8 * len(totals))))
     parts = [data] if variances is None else [data, variances.detach().to(data)]
     blocks = list(zip(*(part.split(size) for part in parts), strict=True))
+    if truncated:
+        weights, means, covariances = truncated_em.fit_truncated(
+            data,
+            parts[1] if len(parts) > 1 else None,
+            labels,
+            lambda now: _likeliest(blocks, _log_joint_coefficients(*now)),
+            components=components,
+            max_steps=max_steps,
+            tolerance=tolerance,
+            ridge=ridge,
+        )
+        return weights.to(z), (means + centre).to(z), covariances.to(z)
     for block, part in zip(blocks, labels.split(size), strict=True):
         totals += _features(*block) @ one_hot(part, components).to(data)
     last = -math.inf
@@ -117,6 +134,13 @@ def start(data: Tensor, components: int, seed: int, steps: int = 300) -> Tensor:
 
     labels = KMeans(components, n_init=1, max_iter=steps, random_state=seed).fit(data.cpu().numpy()).labels_
     return torch.from_numpy(labels).long().to(data.device)
+
+
+def _likeliest(blocks: list[tuple[Tensor, ...]], coefficients: Tensor) -> Tensor:
+    """(n, C) numbers of each row's likeliest components: in float32, since which they are needs no more digits."""
+    single, width = coefficients.float(), truncated_em.WIDTH
+    found = [(_features(*(part.float() for part in block)).T @ single).topk(width, dim=1) for block in blocks]
+    return torch.cat([one.indices for one in found])
 
 
 def _features(rows: Tensor, variances: Tensor | None = None) -> Tensor:

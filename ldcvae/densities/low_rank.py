@@ -147,7 +147,7 @@ def fit_gaussians(
         ValueError: with fewer rows than components, or a rank out of range.
 
     Example:
-        >>> z = torch.randn(500, 80, generator=torch.Generator().manual_seed(0))
+        >>> z = torch.randn(500, 520, generator=torch.Generator().manual_seed(0))
         >>> fit_gaussians(z[:, :8], 2).kind, fit_gaussians(z, 2).kind
         ('full', 'low_rank')
     """

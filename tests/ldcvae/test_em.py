@@ -9,6 +9,7 @@ from sklearn import mixture as sklearn_mixture
 from ldcvae.densities import aggregate, em, gaussian
 from ldcvae.densities.aggregate import fit_aggregate
 from ldcvae.densities.gaussian import GaussianMixture
+from ldcvae.densities.truncated_em import Candidates, Parameters, truncated_step
 from ldcvae.encodings import Encodings, Posterior
 
 
@@ -198,3 +199,64 @@ def test_wide_features_come_in_fewer_rows(monkeypatch: pytest.MonkeyPatch) -> No
     assert len(seen) > 10
     assert max(seen) <= 10_000
     assert 8192 * 8 * (1 + 64 + 64 * 65 // 2) <= 144 * 2**20  # what was published keeps its blocks
+
+
+def parameters_of(z: torch.Tensor, components: int) -> Parameters:
+    labels = em.start(z, components, 0)
+    shares = torch.nn.functional.one_hot(labels, components).double()
+    counts = shares.sum(0)
+    means = shares.T @ z / counts[:, None]
+    spread = torch.stack([(z[labels == k] - means[k]).T.cov(correction=0) for k in range(components)])
+    return Parameters(counts / counts.sum(), means, spread + 0.1 * torch.eye(z.shape[1]))
+
+
+@pytest.mark.parametrize("posteriors", [False, True])
+def test_a_truncated_step_with_all_components_is_a_plain_one(posteriors: bool) -> None:
+    z = clusters(400, 3).double()
+    variances = 0.1 + torch.rand(400, 3).double() if posteriors else None
+    old = parameters_of(z, 4)
+    rows = [z] if variances is None else [z, variances]
+    log_joint = em._features(*rows).T @ em._log_joint_coefficients(*old)
+    plain = em._parameters(em._features(*rows) @ log_joint.softmax(1), 3, 1e-3)
+    everyone = Candidates.of(torch.arange(4).repeat(400, 1), 4)
+    new, bound = truncated_step(z, variances, old, everyone, 1e-3)
+    for found, wanted in zip(new, plain, strict=True):
+        torch.testing.assert_close(found, wanted)
+    assert bound == pytest.approx(float(log_joint.logsumexp(1).mean()))
+
+
+def test_truncated_steps_never_lower_their_bound_which_is_one() -> None:
+    z = clusters(600, 3).double()
+    now, bounds = parameters_of(z, 8), []
+    candidates = Candidates.of(em._likeliest([(z,)], em._log_joint_coefficients(*now))[:, :2], 8)
+    for _ in range(6):
+        likelihood = (em._features(z).T @ em._log_joint_coefficients(*now)).logsumexp(1).mean()
+        now, bound = truncated_step(z, None, now, candidates, 0.0)
+        assert bound <= float(likelihood) + 1e-9
+        bounds.append(bound)
+    assert bounds == sorted(bounds)
+
+
+def test_a_component_that_nobody_chose_stays_without_weight() -> None:
+    z = clusters(100, 2).double()
+    old = parameters_of(z, 3)
+    new, _ = truncated_step(z, None, old, Candidates.of(torch.zeros(100, 1).long(), 3), 0.0)
+    assert new.weights.tolist() == pytest.approx([1.0, 0.0, 0.0])
+    assert torch.equal(new.means[1:], old.means[1:])
+
+
+def test_many_components_in_many_dimensions_are_fitted_as_well_in_truncated_steps(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    generator = torch.Generator().manual_seed(0)
+    centres, scales = 2 * torch.randn(60, 48, generator=generator), 0.3 + torch.rand(60, 48, generator=generator)
+    which = torch.randint(60, (12_000,), generator=generator)
+    z = centres[which] + scales[which] * torch.randn(12_000, 48, generator=generator)
+    held_out, likelihoods = z[9000:], []
+    for pays in (True, False):
+        monkeypatch.setattr(em.truncated_em, "pays", lambda d, k, pays=pays: pays)
+        mixture = GaussianMixture(*em.fit_mixture(z[:9000], 60))
+        likelihoods.append(-float(mixture.energy(held_out).mean()))
+    assert likelihoods[0] == pytest.approx(likelihoods[1], abs=0.5)
+    exact = GaussianMixture(torch.full((60,), 1 / 60), centres, torch.diag_embed(scales**2))
+    assert likelihoods[0] > -float(exact.energy(held_out).mean()) - 15
