@@ -19,7 +19,7 @@ class LDCVAEConfig:
         latent_dim: d.
         network: name of a record in `ldcvae.variants.NETWORKS`, auto (by image size), or custom: given as modules.
         width: hidden units (mlp) or channels of the first level.
-        depth: hidden layers (mlp, conv) or residual blocks a level (resnet).
+        depth: hidden layers (mlp, conv), residual blocks a level (resnet) or at the latents' size (spatial).
         likelihood: gaussian (squared error) or bernoulli (cross-entropy), summed over pixels.
         inverse_temperature: lambda of the Gibbs posterior `exp(-lambda l(x, z)) exp(-|z|²/2)`.
         sampler_width: hidden units of the sampler net.

@@ -86,18 +86,22 @@ class ModelConfig(Section):
     """The networks."""
 
     network: Annotated[str, OneOf(NETWORKS, "auto")] = Field(
-        "auto", description="encoder and decoder; auto: mlp below 16 pixels, conv up to 32, resnet above"
+        "auto",
+        description="encoder and decoder; auto: mlp below 16 pixels, conv up to 32, resnet above; spatial: latents "
+        "keep the image's plane, d is a multiple of 64 for 32x32 and larger squares",
     )
     latent_dim: Annotated[int, Field(ge=1, le=4096)] = Field(8, description="d, dimensions of a latent")
-    width: Count = Field(128, description="hidden units (mlp) or channels of the first level (conv, resnet)")
-    depth: Count = Field(2, description="hidden layers (mlp) or residual blocks a level (resnet)")
+    width: Count = Field(128, description="hidden units (mlp) or channels of the first level (the others)")
+    depth: Count = Field(
+        2, description="hidden layers (mlp, conv), residual blocks a level (resnet) or beside the latents (spatial)"
+    )
     likelihood: Literal["gaussian", "bernoulli"] = Field(
         "gaussian",
         description="reconstruction loss l(x, z): squared error or cross-entropy, summed over pixels",
     )
     upsample: Literal["transposed", "nearest"] = Field(
         "transposed",
-        description="how decoders of conv and resnet double the size: transposed convolutions, which may leave a "
+        description="how convolutional decoders double the size: transposed convolutions, which may leave a "
         "grid, or nearest neighbour and a convolution",
     )
 

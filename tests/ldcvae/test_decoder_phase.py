@@ -406,12 +406,12 @@ def test_fit_has_the_phase_between_and_the_model_says_so(tmp_path):
 
 
 def test_upsampling_by_nearest_neighbour():
-    for name, side in (("conv", 8), ("resnet", 32)):
+    for name, side, d in (("conv", 8, 3), ("resnet", 32, 3), ("spatial", 32, 64)):
         torch.manual_seed(0)
-        network = build_decoder(name, (2, side, side), 3, 4, 1, "nearest")
-        assert network(torch.randn(2, 3)).shape == (2, 2, side, side)
+        network = build_decoder(name, (2, side, side), d, 4, 1, "nearest")
+        assert network(torch.randn(2, d)).shape == (2, 2, side, side)
         assert not any(isinstance(layer, nn.ConvTranspose2d) for layer in network.modules())
-        assert any(isinstance(layer, nn.ConvTranspose2d) for layer in build_decoder(name, (2, side, side), 3, 4, 1))
+        assert any(isinstance(layer, nn.ConvTranspose2d) for layer in build_decoder(name, (2, side, side), d, 4, 1))
     with pytest.raises(ValueError, match="'mlp' does not upsample"):
         build_decoder("mlp", (1, 8, 8), 3, 4, 1, "nearest")
     with pytest.raises(ValueError, match="unknown upsample 'cubic'"):

@@ -1,4 +1,5 @@
 import json
+import math
 import subprocess
 import sys
 
@@ -7,6 +8,7 @@ import torch
 
 from ldcvae import LDCVAE, Encodings, LDCVAEConfig
 from ldcvae.networks import build_decoder, build_encoder, choose_network
+from ldcvae.spatial import spatial_grid
 
 NETWORKS = [
     ("mlp", (1, 8, 8)),
@@ -16,7 +18,15 @@ NETWORKS = [
     ("resnet", (1, 28, 28)),
     ("resnet", (3, 32, 32)),
     ("resnet", (3, 64, 64)),
+    ("spatial", (1, 8, 8)),
+    ("spatial", (1, 28, 28)),
+    ("spatial", (3, 32, 32)),
 ]
+
+
+def dimension(name, shape):
+    """A d that the network knows."""
+    return math.prod(spatial_grid(shape)) if name == "spatial" else 5
 
 
 def generator(seed=0):
@@ -32,17 +42,18 @@ def small(**changes):
 
 @pytest.mark.parametrize(("name", "shape"), NETWORKS)
 def test_networks_have_the_right_shapes_and_every_parameter_gets_a_gradient(name, shape):
-    encoder, decoder = (build(name, shape, 5, width=8, depth=1) for build in (build_encoder, build_decoder))
+    d = dimension(name, shape)
+    encoder, decoder = (build(name, shape, d, width=8, depth=1) for build in (build_encoder, build_decoder))
     x = torch.rand(2, *shape)
     output = encoder(x)
-    assert output.shape == (2, 10)
-    logits = decoder(output[:, :5])
+    assert output.shape == (2, 2 * d)
+    logits = decoder(output[:, :d])
     assert logits.shape == x.shape
     # A residual block starts as the identity: its first layers get a gradient once its last one has moved.
     optimizer = torch.optim.SGD([*encoder.parameters(), *decoder.parameters()], lr=0.01)
     for _ in range(2):
         optimizer.zero_grad()
-        (decoder(encoder(x)[:, :5]) - x).square().sum().backward()
+        (decoder(encoder(x)[:, :d]) - x).square().sum().backward()
         optimizer.step()
     missing = [n for n, p in encoder.named_parameters() if p.grad is None or not p.grad[:10].abs().sum() > 0]
     missing += [n for n, p in decoder.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0]
@@ -52,10 +63,34 @@ def test_networks_have_the_right_shapes_and_every_parameter_gets_a_gradient(name
 @pytest.mark.parametrize(("name", "shape"), NETWORKS)
 def test_width_and_depth_change_the_size(name, shape):
     def size(width, depth):
-        return sum(p.numel() for p in build_encoder(name, shape, 4, width, depth).parameters())
+        return sum(p.numel() for p in build_encoder(name, shape, dimension(name, shape), width, depth).parameters())
 
     assert size(8, 1) < size(16, 1)
     assert size(8, 1) < size(8, 2)
+
+
+def test_spatial_latents_keep_their_place():
+    """What changes in one corner of an image changes latents of that corner, and the other way round."""
+    torch.manual_seed(0)
+    shape, channels = (1, 64, 64), 2
+    encoder, decoder = (build("spatial", shape, channels * 64, 8, 0) for build in (build_encoder, build_decoder))
+    x = torch.rand(1, *shape, requires_grad=True)
+    mean, log_variance = encoder(x).view(2, channels, 8, 8)
+    corner = torch.zeros_like(x)
+    corner[..., :16, :16] = 1.0
+    for part in (mean, log_variance):
+        (grad,) = torch.autograd.grad(part[:, 0, 0].sum(), x, retain_graph=True)
+        assert float((grad * corner).abs().sum()) > 0.3 * float(
+            grad.abs().sum()
+        )  # a sixteenth of the image; group norm sees all of it
+    z = torch.randn(1, channels * 64, requires_grad=True)
+    (grad,) = torch.autograd.grad(decoder(z)[..., :4, :4].sum(), z)
+    place = grad.view(channels, 8, 8).abs().sum(0)
+    assert float(place[:3, :3].sum()) > 0.3 * float(place.sum())
+    with pytest.raises(
+        ValueError, match=r"latents of 8x8 places: latent_dim must be a multiple of 64, got 100; try 128"
+    ):
+        build_decoder("spatial", shape, 100, 8, 1)
 
 
 def test_auto_network_and_its_errors():
@@ -167,11 +202,11 @@ def test_an_old_config_means_full_covariances_and_a_new_sampler_chooses(tmp_path
     assert (config.pop("base_kind"), config.pop("base_rank")) == ("full", 0)
     path.write_text(json.dumps(config))
     assert LDCVAE.from_pretrained(tmp_path).config == model.config
-    wide = small(latent_dim=200)
-    for components, kind, rank in [(3, "low_rank", 32), (0, "full", 0), (400, "diagonal", 0), (2, "low_rank", 32)]:
+    wide = small(latent_dim=600)
+    for components, kind, rank in [(3, "low_rank", 32), (0, "full", 0), (4000, "diagonal", 0), (2, "low_rank", 32)]:
         wide.reset_sampler(16, 1, components)
         assert (wide.config.base_components, wide.config.base_kind, wide.config.base_rank) == (components, kind, rank)
-        assert wide.draw_base(7, generator()).shape == (7, 200)
+        assert wide.draw_base(7, generator()).shape == (7, 600)
     with pytest.raises(ValueError, match="choose full, low_rank, diagonal"):
         LDCVAEConfig((1, 8, 8), base_kind="sparse")
     with pytest.raises(ValueError, match="base_rank is 3"):

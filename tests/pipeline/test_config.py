@@ -270,7 +270,7 @@ def test_help_lists_only_what_the_stage_reads(capsys, stage, sections):
 def test_help_names_the_variants_and_writes_lists_as_yaml(capsys):
     text = output(capsys, "run", "--help")
     assert "  data.source=digits  [digits|torchvision|idx|folder|parquet]\n" in text
-    assert "  model.network=auto  [auto|mlp|conv|resnet]\n" in text
+    assert "  model.network=auto  [auto|mlp|conv|resnet|spatial]\n" in text
     assert "  sampler.direction=score_difference  [stein|score_difference|drift]\n" in text
     assert "  sampler.bandwidths=[0.13, 0.23, 0.42]  [[float, ...]]\n" in text
 
@@ -366,8 +366,8 @@ def test_a_plugins_variant_is_shown_and_accepted(tmp_path):
     # -P: without the folder of the command among the places of modules, as for an installed command.
     for options in ([], ["-P"]):
         text = command("pipeline.train", *plugin, "--help", cwd=tmp_path, options=options).stdout
-        assert "[auto|mlp|conv|resnet|tiny]" in text
-    assert "[auto|mlp|conv|resnet]" in command("pipeline.train", "--help", cwd=tmp_path).stdout
+        assert "[auto|mlp|conv|resnet|spatial|tiny]" in text
+    assert "[auto|mlp|conv|resnet|spatial]" in command("pipeline.train", "--help", cwd=tmp_path).stdout
     wrong = ["model.network=tiny", "train.epochs=-1"]
     assert command("pipeline.train", *plugin, *wrong, cwd=tmp_path).stderr.startswith("error: 1 mistake ")
     assert "model.network: must be one of" in command("pipeline.train", *wrong, cwd=tmp_path).stderr

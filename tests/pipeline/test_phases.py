@@ -473,12 +473,13 @@ def dtypes(network):
     return seen
 
 
-@pytest.mark.parametrize("name", ["mlp", "conv", "resnet"])
+@pytest.mark.parametrize("name", ["mlp", "conv", "resnet", "spatial"])
 @pytest.mark.parametrize("build", [build_encoder, build_decoder])
 def test_under_bf16_the_last_layers_compute_in_float32(name, build):
     torch.manual_seed(0)
-    network = build(name, (1, 16, 16), 4, 8, 1)
-    x = torch.rand(8, 1, 16, 16) if build is build_encoder else torch.randn(8, 4)
+    d = 64 if name == "spatial" else 4
+    network = build(name, (1, 16, 16), d, 8, 1)
+    x = torch.rand(8, 1, 16, 16) if build is build_encoder else torch.randn(8, d)
     plain = network(x)
     seen = dtypes(network)
     output = Cast(network, True)(x)
