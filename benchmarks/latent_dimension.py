@@ -83,7 +83,9 @@ def judge_row(
     return found
 
 
-def judge_autoencoder(where: Path, run: Run, judges: dict[str, Judge], images: dict[str, Any], draws: int) -> None:
+def judge_autoencoder(
+    where: Path, run: Run, judges: dict[str, Judge], images: dict[str, Any], rows: list[str], draws: int
+) -> None:
     kept = json.loads((where / "record.json").read_text())
     record = where / "rivals.json"
     done: dict[str, Any] = json.loads(record.read_text()) if record.exists() else {}
@@ -95,7 +97,7 @@ def judge_autoencoder(where: Path, run: Run, judges: dict[str, Judge], images: d
     }
     model = decoders["none"]
     splits = {split: encode_split(model, images[split], WORLD) for split in ("train", "validation")}
-    for row in ROWS:
+    for row in rows:
         if row not in done:
             draw, seconds = draw_of(row, model, splits, run, kept["seconds"]["sampler"])
             done[row] = {"seconds": seconds, "figures": judge_row(row, draw, decoders, judges, run, draws)}
@@ -143,6 +145,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder")
     parser.add_argument("--config")
+    parser.add_argument("--dims", type=int, nargs="*", help="those with such d, in this order; all if left out")
+    parser.add_argument("--rows", nargs="*", default=list(ROWS), choices=ROWS)
     parser.add_argument("--draws", type=int, default=3)
     parser.add_argument("--table", action="store_true", help="print what is done and stop")
     arguments = parser.parse_args()
@@ -152,8 +156,11 @@ def main() -> None:
     run = opened(arguments, [])
     images = {split: split_images(run, split) for split in ("train", "validation", "test")}  # type: ignore[misc]
     judges = judges_of(run, images["test"])
+    found = {}
     for record in sorted(Path(arguments.folder).glob("ae-*/record.json")):
-        judge_autoencoder(record.parent, run, judges, images, arguments.draws)
+        found[json.loads((record.parent / "config.json").read_text())["latent_dim"]] = record.parent
+    for dim in arguments.dims or sorted(found):
+        judge_autoencoder(found[dim], run, judges, images, arguments.rows, arguments.draws)
     return table(Path(arguments.folder))
 
 

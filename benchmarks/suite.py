@@ -29,7 +29,7 @@ SCRIPTS = {
     "training_step": [],
     "decoder_step": [],
     "directions": [],
-    "mixture_fit": ["50"],
+    "mixture_fit": ["100"],
     "evaluation": [],
     "start": [],
     "sampler_speed": [],
