@@ -220,7 +220,7 @@ for name, how in (("hungry", memory), ("mistaken", wrong), ("shot", lambda: os.k
 """
 
 
-@pytest.mark.slow
+@pytest.mark.drill
 def test_what_may_pass_is_tried_again_and_what_may_not_when_that_is_asked_for(tmp_path):
     (tmp_path / "fragile.py").write_text(FRAGILE)
     broken = tmp_path / "broken"

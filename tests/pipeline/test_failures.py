@@ -257,7 +257,7 @@ def test_a_worker_that_ray_kills_for_want_of_memory_is_one_line(prepared):
     assert re.search(r"training failed( [12] times?)? \(train.max_failures=1\)", error)
 
 
-@pytest.mark.slow
+@pytest.mark.drill
 def test_a_trial_that_ray_kills_for_want_of_memory_is_one_line_and_the_search_goes_on(prepared):
     said, error = train(prepared, "greedy", "tune", *SEARCH, **scarce())
     told = f"{KILLED_LINE} killed the process; lower train.batch_size"
@@ -266,7 +266,7 @@ def test_a_trial_that_ray_kills_for_want_of_memory_is_one_line_and_the_search_go
     assert re.search(f"no trial of the search completed: {told}", error)
 
 
-@pytest.mark.slow
+@pytest.mark.drill
 def test_a_lost_worker_of_a_trial_is_told_after_the_tries_of_one_trial(prepared):
     own = ("name=tiny-two", "train.num_workers=2", "tune.max_failures=0")
     said, error = train(prepared, "shot", "tune", *SEARCH, *own, RAY_memory_monitor_refresh_ms="0")

@@ -244,7 +244,7 @@ def test_every_stage_on_s3_with_two_workers_and_again_nothing(s3, monkeypatch):
         shutil.rmtree(logs, ignore_errors=True)
 
 
-@pytest.mark.slow
+@pytest.mark.drill
 def test_bad_storage_delays_a_run_and_changes_nothing(s3, monkeypatch, tmp_path):
     here("prepare", tmp_path, *STORED)
     for stage in ("train", "sample"):

@@ -432,7 +432,7 @@ TRAIN = [
 ]
 
 
-@pytest.mark.slow
+@pytest.mark.drill
 def test_a_streaming_run_killed_within_an_epoch_goes_on_from_there(tmp_path, one_ray):
     undisturbed, killed = tmp_path / "undisturbed", tmp_path / "killed"
     here("prepare", killed, *TRAIN)

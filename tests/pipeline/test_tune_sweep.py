@@ -107,7 +107,7 @@ def test_a_search_survives_kills_of_a_trial_and_of_the_driver(tmp_path, one_ray)
     assert (tmp_path / "tiny/report/search-history.png").exists()
 
 
-@pytest.mark.slow
+@pytest.mark.drill
 def test_trials_of_several_workers_and_both_phases_are_stopped_without_a_hang(tmp_path):
     space = {
         "train.inverse_temperature": {"type": "loguniform", "low": 1e-3, "high": 100},
