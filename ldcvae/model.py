@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub import PyTorchModelHubMixin
+from huggingface_hub import ModelCard, PyTorchModelHubMixin
 from torch import Tensor, nn
 
 from ldcvae.config import LDCVAEConfig
@@ -16,6 +16,7 @@ from ldcvae.densities.low_rank import scaled_noise
 from ldcvae.encodings import Encodings, Posterior, Whitening
 from ldcvae.external import CallableDecoder, CallableEncoder, Decode, Encode, ToLogits, check_networks
 from ldcvae.losses import LogDensity, as_float, gaussian_kl, reconstruction_loss, split_posterior
+from ldcvae.model_card import card_body
 from ldcvae.networks import SamplerNet, build_decoder, build_encoder
 
 __all__ = ["LDCVAE", "LDCVAEConfig"]
@@ -26,6 +27,7 @@ class LDCVAE(
     PyTorchModelHubMixin,
     library_name="ldcvae",
     tags=["vae", "svgd"],
+    model_card_template="---\n{{ card_data }}\n---\n\n{{ body }}\n",
 ):
     """Latent distribution consistency VAE (arXiv 2109.10640).
 
@@ -254,6 +256,10 @@ class LDCVAE(
             (n, C, H, W) in [0, 1].
         """
         return self.decode(self.sample_latents(n, generator))
+
+    def generate_model_card(self, **about: Any) -> ModelCard:
+        """`README.md` of `save_pretrained`; `about`, its `model_card_kwargs`, are arguments of `card_body`."""
+        return super().generate_model_card(body=card_body(self.config, **about))
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **kwargs: Any) -> "LDCVAE":

@@ -22,6 +22,7 @@ from pipeline.judge.pages.pictures import Picture, image_grid
 from pipeline.judge.pages.plots import dots
 from pipeline.judge.pages.render import Entry, format_column, machine, render
 from pipeline.judge.pages.stored import stored_pictures
+from pipeline.report.card import model_card
 from pipeline.report.plots import plane, training_curves
 from pipeline.store.data.shards import decode_shard
 from pipeline.store.data.splits import spaced_images, split_images
@@ -34,7 +35,7 @@ from pipeline.store.schema import Metrics, parse_as
 
 __all__ = ["interpolate", "run"]
 
-FORMAT = 1  # of the page and its pictures; CONTRIBUTING.md says when to raise it
+FORMAT = 2  # of the page and its pictures; CONTRIBUTING.md says when to raise it
 
 SHOWN = ("data", "train", "samples", "evaluation")  # stages that every page is made of
 COLUMNS = ("fd", "kid", "precision", "recall", "density", "coverage", "mmd2", "sliced_wasserstein", "latents_per_s")
@@ -235,6 +236,7 @@ def _make(run: Run, manifests: dict[str, Manifest]) -> tuple[list[str], dict[str
     )
     files = {f"report/{name}": png for picture in pictures for name, png in picture.files.items()}
     files["report/index.html"] = page
+    files["report/MODEL_CARD.md"] = model_card(model.config, manifests["data"].info, metrics, names).encode()
     folder.remove("report")  # an earlier page may have had pictures that this one has not
     for name, part in files.items():
         folder.write(name, part)

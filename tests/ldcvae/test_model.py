@@ -251,3 +251,13 @@ def test_the_method_imports_neither_ray_nor_the_pipeline():
     )
     output = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert output.strip() == "[]"
+
+
+def test_a_saved_model_has_a_card_that_says_how_it_was_made(tmp_path):
+    model = small(base_components=4, decoder_epochs=2, adversarial=4.0)
+    model.save_pretrained(tmp_path, model_card_kwargs={"data": "nine cats"})
+    card = (tmp_path / "README.md").read_text()
+    assert card.startswith("---\nlibrary_name: ldcvae")
+    for words in ("8x8 pixels, 1 channel\n", "Data: nine cats.", "weight 4, 2 epochs", "a mixture of 4 Gaussians"):
+        assert words in card
+    assert "It has not been judged." in card

@@ -359,3 +359,12 @@ def test_page_in_a_browser(default, tmp_path, dark, size):
     assert seen["dark"] is dark
     assert seen["current"] == [True] * 3 + [not dark] * 11  # galleries serve both, figures have a dark variant
     assert seen["background"] == ("rgb(20, 22, 26)" if dark else "rgb(255, 255, 255)")
+
+
+def test_the_models_card_has_data_and_figures(default):
+    folder, manifest, _ = default
+    assert "report/MODEL_CARD.md" in manifest.outputs
+    card = folder.read("report/MODEL_CARD.md").decode()
+    assert "- Data: digits, 1,234 training images of 2 classes." in card
+    row = next(line for line in card.splitlines() if line.startswith("| Sampler net |"))
+    assert f"{metrics()['generators']['sampler']['fd']:.4g}" in row
