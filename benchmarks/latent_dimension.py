@@ -121,8 +121,13 @@ def table(folder: Path) -> None:
         config = json.loads((record.parent / "config.json").read_text())
         found[config["latent_dim"]] = json.loads(record.read_text())
     dims = sorted(found)
-    first = found[dims[0]]["encoder"]["figures"]
-    for which, judged in first.items():
+    judgements = {
+        which: list(judged)
+        for rows in found.values()
+        for row in rows.values()
+        for which, judged in row["figures"].items()
+    }
+    for which, judged in judgements.items():
         for extractor in judged:
             heading = f"| latents | {' | '.join(f'd = {d}' for d in dims)} |\n|{'---|' * (1 + len(dims))}"
             print(f"\n{which}, {extractor}\n\n{heading}")

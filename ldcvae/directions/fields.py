@@ -23,6 +23,7 @@ class Step(NamedTuple):
         floor: least kernel width of an energy made of the targets, in the particles' units.
         settings: of the sampler phase.
         rows: the particles of this rank, whose directions are wanted.
+        gather: `(…) -> (ranks, …)`, a tensor of every rank, stacked; None where there is one rank.
     """
 
     particles: Tensor
@@ -31,6 +32,7 @@ class Step(NamedTuple):
     floor: float
     settings: SamplerSettings
     rows: slice = slice(None)
+    gather: two_sample.Gather | None = None
 
 
 def stein(step: Step) -> Tensor:
@@ -64,4 +66,4 @@ def score_difference(step: Step) -> Tensor:
 
 def drift(step: Step) -> Tensor:
     """See `ldcvae.directions.two_sample.drift`."""
-    return two_sample.drift(step.particles, step.targets, step.bandwidths, rows=step.rows)
+    return two_sample.drift(step.particles, step.targets, step.bandwidths, rows=step.rows, gather=step.gather)

@@ -12,7 +12,7 @@ estimate:
 In matmul form and by blocks of queries, with `rows` as in `ldcvae.directions.stein`.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import torch
 from torch import Tensor
@@ -22,6 +22,8 @@ from ldcvae.directions.kernels import distances_to
 from ldcvae.directions.stein import ALL, check_bandwidths
 
 __all__ = ["drift", "score_difference"]
+
+Gather = Callable[[Tensor], Tensor]
 
 # Matrices alive at the worst moment, (queries, n) and for drift (queries, 2n).
 _SCORE_MATRICES, _DRIFT_MATRICES = 5, 4
@@ -113,6 +115,7 @@ def drift(
     temperatures: Sequence[float | Tensor],
     *,
     rows: slice = ALL,
+    gather: Gather | None = None,
 ) -> Tensor:
     """Drifting field: Laplace-kernel score difference normalised jointly over both sides and along both axes.
 
@@ -125,8 +128,10 @@ def drift(
         particles: (n, d) draws of the sampler.
         targets: (n, d) draws of the target, as many as particles.
         temperatures: T, in the units of the particles.
-        rows: the queries j to return, by default all. The normalisation over columns needs all rows, so the
-            whole field is computed on every rank, and in two passes where it takes more than one block.
+        rows: the queries j to return, by default all. The normalisation over columns needs all rows: without `gather`
+            the whole field is computed, in two passes where it takes more than one block.
+        gather: where several ranks each want rows of their own, all of them together: `(…) -> (ranks, …)`, the same
+            tensor of every rank, stacked. Each then computes its own rows alone.
 
     Returns:
         (len(rows), d) direction, without a gradient of its own.
@@ -142,22 +147,25 @@ def drift(
     check_bandwidths(temperatures)
     _check_counts(particles, targets)
     particles, targets = particles.detach(), targets.detach()
-    n = len(particles)
-    columns = torch.arange(n, device=particles.device)
+    n, at = len(particles), ALL if gather is None else rows
+    queries, columns = particles[at], torch.arange(n, device=particles.device)[at]
     infinity = particles.new_full((), float("inf"))
     sides = distances_to(targets), distances_to(particles)
-    fields = [torch.zeros_like(particles) for _ in temperatures]
-    blocks = row_blocks(n, 2 * n, _DRIFT_MATRICES, particles)
+    fields = [torch.zeros_like(queries) for _ in temperatures]
+    blocks = row_blocks(len(queries), 2 * n, _DRIFT_MATRICES, particles)
 
     def gaps_of(block: slice) -> tuple[Tensor, Tensor]:
-        own, queries = own_positions(columns[block]), particles[block]
-        distances = torch.cat([side(queries).sqrt_().index_put_(own, infinity) for side in sides], dim=1)
+        own, some = own_positions(columns[block]), queries[block]
+        distances = torch.cat([side(some).sqrt_().index_put_(own, infinity) for side in sides], dim=1)
         least = distances.amin(1, keepdim=True)
         return torch.sub(least, distances, out=distances), least
 
     every: list[Tensor | None] = [None] * len(temperatures)
-    if len(blocks) > 1:
-        every[:] = _all_log_columns(map(gaps_of, blocks), temperatures, particles)
+    if len(blocks) > 1 or gather is not None:
+        totals = _all_log_columns(map(gaps_of, blocks), temperatures, particles)
+        if gather is not None:
+            totals = gather(totals).logsumexp(0)
+        every[:] = totals.to(particles.dtype)
     for block in blocks:
         gaps, least = gaps_of(block)
         weights = torch.empty_like(gaps)
@@ -177,10 +185,13 @@ def drift(
             near_y, mass_y = _moments(weights[:, :n], of_columns[:n], targets)
             near_z, mass_z = _moments(weights[:, n:], of_columns[n:], particles)
             field[block] = of_rows.square() * (near_y * mass_z - near_z * mass_y)
-    direction = torch.zeros_like(particles)
-    for field in fields:
-        direction += field / field.square().mean().sqrt().clamp(min=1e-12)
-    return direction[rows] / len(temperatures)
+    squares = torch.stack([field.square().mean() for field in fields])
+    if gather is not None:
+        squares = gather(squares).mean(0)  # ranks have equal parts
+    direction = torch.zeros_like(queries)
+    for field, scale in zip(fields, squares.sqrt().clamp(min=1e-12), strict=True):
+        direction += field / scale
+    return (direction if gather is not None else direction[rows]) / len(temperatures)
 
 
 _FACTOR_RANGE = 40.0  # nats; float32 has 87 on either side of 1
@@ -221,8 +232,8 @@ def _log_columns(weights: Tensor, log_scale: Tensor, gaps: Tensor, temperature: 
 
 def _all_log_columns(
     parts: Iterable[tuple[Tensor, Tensor]], temperatures: Sequence[float | Tensor], like: Tensor
-) -> list[Tensor]:
-    """(1, 2n) log-sum-exp over all rows of each temperature's logits, from blocks of rows as `drift` makes them."""
+) -> Tensor:
+    """(T, 1, 2n) log-sum-exp over rows of each temperature's logits, from blocks of rows as `drift` makes them."""
     # In double precision, since each block rounds once and there may be thousands.
     totals = like.new_full((len(temperatures), 1, 2 * len(like)), -float("inf"), dtype=torch.float64)
     for gaps, least in parts:
@@ -231,4 +242,4 @@ def _all_log_columns(
             log_scale = _weigh(gaps, least, temperature, weights)
             part = _log_columns(weights, log_scale, gaps, temperature)
             totals[which] = torch.logaddexp(totals[which], part.double())
-    return list(totals.to(like.dtype))
+    return totals

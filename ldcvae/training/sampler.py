@@ -107,9 +107,10 @@ class SamplerPhase(Phase):
             targets, base = self._draw_targets(generator), self.model.draw_base(n, generator)
         rows = self.world.rows(n)
         own = self.sampler(base[rows])
+        gather = self.world.stack if self.world.size > 1 else None
         with torch.no_grad():
             particles = self.world.gather(own)
-            phi = self.direction.field(Step(particles, targets, self.bandwidths, self.floor, config, rows))
+            phi = self.direction.field(Step(particles, targets, self.bandwidths, self.floor, config, rows, gather))
         amortised_loss(own, phi).backward()
         return {"field_rms": phi.square().mean().sqrt(), "particle_rms": own.detach().square().mean().sqrt()}
 

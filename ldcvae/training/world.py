@@ -82,3 +82,7 @@ class World:
         parts = [torch.empty_like(part) for _ in range(self.size)]
         dist.all_gather(parts, part.contiguous())
         return torch.cat(parts)
+
+    def stack(self, tensor: Tensor) -> Tensor:
+        """A tensor of every rank, (size, …) in rank order, without gradient."""
+        return self.gather(tensor[None])

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+import threading
 
 import pytest
 import torch
@@ -189,6 +190,35 @@ def test_drift_of_outliers_is_that_of_the_logarithms(temperature, size, monkeypa
     assert relative(single, expected) < max(
         1e-4, 3 * relative(old_drift(z.float(), y.float(), [temperature]), expected)
     )
+
+
+@pytest.mark.parametrize("blocks", [False, True])
+def test_drift_of_ranks_that_tell_each_other_sums_is_that_of_one(blocks, monkeypatch):
+    """Two threads as two ranks: each computes its own rows, and waits for the other's part of the sums."""
+    if blocks:
+        monkeypatch.setattr("ldcvae.directions.blocks.BLOCK_BYTES", 20_000)
+    noise = torch.Generator().manual_seed(0)
+    z, y = torch.randn(40, 3, generator=noise), torch.randn(40, 3, generator=noise) + 0.5
+    barrier, told, found = threading.Barrier(2, timeout=60), [None, None], {}
+
+    def rank(number):
+        def gather(part):
+            told[number] = part
+            barrier.wait()
+            both = torch.stack(told)
+            barrier.wait()
+            return both
+
+        rows = slice(20 * number, 20 * number + 20)
+        found[number] = drift(z, y, [0.3, 1.0], rows=rows, gather=gather)
+
+    threads = [threading.Thread(target=rank, args=(number,)) for number in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    together = torch.cat([found[0], found[1]])
+    torch.testing.assert_close(together, drift(z, y, [0.3, 1.0]), rtol=1e-5, atol=1e-6)
 
 
 def test_drift_takes_draws_that_are_attached_to_a_net():
