@@ -30,6 +30,7 @@ SCRIPTS = {
     "decoder_step": [],
     "directions": [],
     "mixture_fit": ["100"],
+    "workers": [],
     "evaluation": [],
     "start": [],
     "sampler_speed": [],
