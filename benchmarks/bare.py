@@ -125,6 +125,7 @@ def _stand_in() -> None:
         hub.PyTorchModelHubMixin = type(  # type: ignore[attr-defined]
             "PyTorchModelHubMixin", (), {"__init_subclass__": classmethod(lambda cls, **options: None)}
         )
+        hub.ModelCard = type("ModelCard", (), {})  # type: ignore[attr-defined]
         sys.modules["huggingface_hub"] = hub
     if importlib.util.find_spec("annotated_types") is None:
         rules = types.ModuleType("annotated_types")

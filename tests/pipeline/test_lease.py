@@ -151,5 +151,8 @@ def test_a_failure_and_ctrl_c_give_the_run_back(tmp_path):
         signal.signal(signal.SIGINT, kept)
     wait_for(lambda: (tmp_path / "tiny/data/manifest.json").exists(), "data")
     os.kill(process.pid, signal.SIGINT)
-    finish(process, expect=130)
+    _, err = process.communicate(timeout=900)
+    # Where the signal strikes an import, Python ends by it in the end; a shell shows 130 for either.
+    assert process.returncode in (130, -signal.SIGINT), err
+    assert "interrupted: the same command goes on" in err
     assert not (tmp_path / "tiny" / LOCK).exists()
