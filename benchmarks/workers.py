@@ -83,7 +83,7 @@ class Part(World):
 
     def gather(self, part: torch.Tensor) -> torch.Tensor:
         """As many rows as all of them would have."""
-        return part.detach().repeat(self.size, 1)
+        return torch.cat([part.detach()] * self.size)
 
 
 def phases(config: Config, world: World) -> dict[str, Any]:
