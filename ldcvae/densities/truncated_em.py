@@ -53,7 +53,7 @@ class Candidates(NamedTuple):
 
 
 def pays(dim: int, components: int) -> bool:
-    """Whether truncated steps are several times faster than plain ones: by n·d²·K over n·d²·C operations.
+    """Whether truncated steps are cheaper than plain ones, n·d²·C operations rather than n·d²·K.
 
     Example:
         >>> pays(64, 300), pays(16, 300), pays(64, 10)
