@@ -1,8 +1,9 @@
 """Where raising d stops paying: the generators of every autoencoder that a search has left, judged on test images.
 
 Reads a folder of `autoencoder_search.py`. Every row's latents are decoded by the decoder as phase 1 left it and by
-those trained on from it. Learnt rivals get as many steps as the sampler net's whole training, its base included, has
-seconds for; rows that are done are kept.
+those trained on from it. Flow matching and MeanFlow get as many steps as the sampler net's whole training, its base
+included, has seconds for; from the base, whose fit takes its share, flow matching gets the sampler's number of steps.
+Rows that are done are kept.
 
     export OMP_NUM_THREADS=1
     python benchmarks/autoencoder_search.py --config configs/fashion_mnist.yaml --folder runs/curve \\
@@ -105,12 +106,15 @@ def judge_autoencoder(
             print(f"d = {model.config.latent_dim}, {row}: {brief(done[row])}", flush=True)
 
 
+def spread_of(values: list[float]) -> float:
+    return statistics.stdev(values) if len(values) > 1 else 0.0
+
+
 def brief(found: dict[str, Any]) -> str:
     cells = [f"{seconds:.0f} s" if (seconds := found["seconds"]) else ""]
     for which, judged in found["figures"].items():
         values = judged["classifier"]["fd"]
-        spread = statistics.stdev(values) if len(values) > 1 else 0.0
-        cells.append(f"{which} {statistics.fmean(values):.2f} ± {spread:.2f}")
+        cells.append(f"{which} {statistics.fmean(values):.2f} ± {spread_of(values):.2f}")
     return ", ".join(filter(None, cells))
 
 
@@ -141,9 +145,8 @@ def table(folder: Path) -> None:
 
 def cell(figures: dict[str, list[float]]) -> str:
     means = {key: statistics.fmean(figures[key]) for key in COLUMNS}
-    spread = statistics.stdev(figures["fd"]) if len(figures["fd"]) > 1 else 0.0
     rest = " ".join(f"{means[key]:.3f}"[1:] for key in COLUMNS[1:])
-    return f"{means['fd']:.4g} ± {spread:.2g} ({rest})"
+    return f"{means['fd']:.4g} ± {spread_of(figures['fd']):.2g} ({rest})"
 
 
 def main() -> None:

@@ -161,18 +161,20 @@ def measure_two(overrides: list[str]) -> tuple[Link, dict[str, float]]:
     return Link(small / 2, (LARGE - SMALL) * 4 / max(large - small, 1e-9)), steps
 
 
+def gradient_bytes(*networks: torch.nn.Module) -> int:
+    """Of float32 gradients of all weights."""
+    return 4 * sum(weight.numel() for network in networks for weight in network.parameters())
+
+
 def loads(config: Config, workers: int) -> list[Load]:
     """Both phases as a worker of so many sees them, its computation measured alone."""
     seconds = step_seconds(scaled(config, workers), Part(0, workers))
     model = build_model(config, SHAPE)
-    sizes = {
-        name: 4 * sum(weight.numel() for net in nets for weight in net.parameters())
-        for name, nets in {"autoencoder": (model.encoder, model.decoder), "sampler": (model.sampler,)}.items()
-    }
+    autoencoder, sampler = gradient_bytes(model.encoder, model.decoder), gradient_bytes(model.sampler)
     n = config.sampler.particles
     return [
-        Load("phase 1", "images/s", workers * config.train.batch_size, seconds["autoencoder"], sizes["autoencoder"]),
-        Load("phase 2", "particles/s", n, seconds["sampler"], sizes["sampler"], 4 * n * config.model.latent_dim),
+        Load("phase 1", "images/s", workers * config.train.batch_size, seconds["autoencoder"], autoencoder),
+        Load("phase 2", "particles/s", n, seconds["sampler"], sampler, 4 * n * config.model.latent_dim),
     ]
 
 
@@ -230,7 +232,7 @@ def by_calculation(files: list[str]) -> None:
             model.reconstruct(torch.rand(2, *shape))
         passes = config.train.particles
         flops = 3 * counter.get_total_flops() / 2 * max(1, passes)  # forward and backward; M decoder passes at most
-        size = 4 * sum(weight.numel() for net in (model.encoder, model.decoder) for weight in net.parameters())
+        size = gradient_bytes(model.encoder, model.decoder)
         load = Load("phase 1", "images/s", int(images), images * flops / (peak * share), size)
         for gpus in (1, 8, 64):
             link = Link(latency, inside if gpus <= 8 else between)

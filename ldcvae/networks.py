@@ -100,6 +100,11 @@ def channel_groups(channels: int) -> int:
     return next(groups for groups in (8, 4, 2, 1) if channels % groups == 0)
 
 
+def activated(channels: int) -> list[nn.Module]:
+    """Group norm and SiLU: what stands between the last residual block and the layer that reads it."""
+    return [nn.GroupNorm(channel_groups(channels), channels), nn.SiLU()]
+
+
 def halvings(shape: Shape) -> int:
     """How often to halve until the longer side is at most 8 pixels."""
     side, levels = max(shape[1:]), 0
@@ -121,7 +126,7 @@ def resnet_encoder(shape: Shape, latent_dim: int, width: int, depth: int) -> nn.
     layers += [ResidualBlock(widths[-1]) for _ in range(depth)]
     scale = 2 ** (len(widths) - 1)
     features = widths[-1] * (shape[1] // scale) * (shape[2] // scale)
-    head = [nn.GroupNorm(channel_groups(widths[-1]), widths[-1]), nn.SiLU(), nn.Flatten()]
+    head = [*activated(widths[-1]), nn.Flatten()]
     return nn.Sequential(*layers, *head, nn.Linear(features, 2 * latent_dim))
 
 
@@ -134,8 +139,7 @@ def resnet_decoder(shape: Shape, latent_dim: int, width: int, depth: int, upsamp
         layers += [ResidualBlock(wide) for _ in range(depth)]
         layers += doubled(wide, narrow, upsample)
     layers += [ResidualBlock(widths[-1]) for _ in range(depth)]
-    head = [nn.GroupNorm(channel_groups(widths[-1]), widths[-1]), nn.SiLU()]
-    return nn.Sequential(*layers, *head, nn.Conv2d(widths[-1], shape[0], 3, padding=1))
+    return nn.Sequential(*layers, *activated(widths[-1]), nn.Conv2d(widths[-1], shape[0], 3, padding=1))
 
 
 def mlp_multiple(shape: Shape) -> int:

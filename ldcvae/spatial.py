@@ -10,16 +10,14 @@ import itertools
 
 from torch import nn
 
-from ldcvae.networks import ResidualBlock, channel_groups, doubled, halvings
+from ldcvae.networks import ResidualBlock, activated, doubled, halvings, resnet_multiple
 
 __all__ = ["spatial_decoder", "spatial_encoder", "spatial_grid", "spatial_multiple"]
 
 Shape = tuple[int, int, int]
 
 
-def spatial_multiple(shape: Shape) -> int:
-    """Every level halves the image."""
-    return 2 ** halvings(shape)
+spatial_multiple = resnet_multiple  # the levels are the same
 
 
 def spatial_grid(shape: Shape) -> tuple[int, int]:
@@ -62,8 +60,8 @@ def spatial_encoder(shape: Shape, latent_dim: int, width: int, depth: int) -> nn
         layers.append(nn.Conv2d(inputs, outputs, *((4, 2, 1) if halve else (3, 1, 1))))
         layers.append(nn.SiLU())
     layers += [ResidualBlock(widths[-1]) for _ in range(depth)]
-    head = [nn.GroupNorm(channel_groups(widths[-1]), widths[-1]), nn.SiLU()]
-    return nn.Sequential(*layers, *head, nn.Conv2d(widths[-1], 2 * channels, 3, padding=1), nn.Flatten())
+    layers += activated(widths[-1])
+    return nn.Sequential(*layers, nn.Conv2d(widths[-1], 2 * channels, 3, padding=1), nn.Flatten())
 
 
 def spatial_decoder(shape: Shape, latent_dim: int, width: int, depth: int, upsample: str = "transposed") -> nn.Module:
@@ -77,8 +75,7 @@ def spatial_decoder(shape: Shape, latent_dim: int, width: int, depth: int, upsam
         nn.Unflatten(1, (channels, *spatial_grid(shape))),
         nn.Conv2d(channels, widths[0], 3, padding=1),
         *(ResidualBlock(widths[0]) for _ in range(depth)),
-        nn.GroupNorm(channel_groups(widths[0]), widths[0]),
-        nn.SiLU(),
+        *activated(widths[0]),
     ]
     for inputs, outputs in itertools.pairwise([*widths, shape[0]]):
         if halvings(shape):
