@@ -39,7 +39,7 @@ from pipeline.store.model import build_model
 from pipeline.store.run import Run, open_run
 
 FIGURES = ("fd", "precision", "recall", "coverage")
-WORLD = World()
+WORLD = World(device=torch.device("cuda" if torch.cuda.is_available() else "cpu"))
 
 
 def grid(pairs: list[str]) -> Iterator[list[str]]:
@@ -64,10 +64,10 @@ def autoencoder(run: Run, folder: Path, images: dict[str, Tensor]) -> tuple[LDCV
     where = folder / f"ae-{fingerprint(made_of)[:12]}"
     record = where / "record.json"
     if record.exists():
-        return LDCVAE.from_pretrained(where), json.loads(record.read_text()), where
+        return loaded(where), json.loads(record.read_text()), where
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
-        model = build_model(config, run.shape)
+        model = build_model(config, run.shape).to(WORLD.device)
     started = time.perf_counter()
     first = AutoencoderPhase(model.train(), images["train"], images["validation"], config.train, WORLD, config.seed)
     for _ in first.epochs():
@@ -82,9 +82,14 @@ def autoencoder(run: Run, folder: Path, images: dict[str, Tensor]) -> tuple[LDCV
     second.adopt_average()
     seconds["sampler"] = time.perf_counter() - started
     model.save_pretrained(where)
-    kept = {"seconds": seconds, "history": [*first.history[-1:], *second.history]}
+    kept = {"seed": config.seed, "seconds": seconds, "history": [*first.history[-1:], *second.history]}
     record.write_text(json.dumps(kept))
     return model, kept, where
+
+
+def loaded(where: Path) -> LDCVAE:
+    """A model that was saved, on the device."""
+    return LDCVAE.from_pretrained(where).to(WORLD.device)
 
 
 def judges_of(run: Run, real: Tensor) -> dict[str, Judge]:
@@ -108,7 +113,7 @@ def judged(
         found[name] = {"reconstruction": judge.reconstruction(model, real)}
         for row, draw in draws.items():
             with torch.no_grad():
-                latents = draw(keyed_generator("cpu", seed, "search", row))
+                latents = draw(keyed_generator(WORLD.device, seed, "search", row))
             features = judge.extractor.of(decoded(model, latents))
             found[name][row] = judge.figures(features)
     return found
@@ -122,11 +127,11 @@ def search(arguments: argparse.Namespace) -> None:
     for chosen in grid(arguments.set):
         run = opened(arguments, chosen)
         if not images:
-            pipeline.prepare.run(run)
+            pipeline.prepare.run(opened(arguments, []))  # one split, and one judge, for all seeds
             images = {split: split_images(run, split) for split in ("train", "validation")}  # type: ignore[misc]
         _, kept, where = autoencoder(run, folder, images)
         if not judges:  # after the first autoencoder: another process may have made the classifier by then
-            judges = judges_of(run, images["validation"])
+            judges = judges_of(opened(arguments, []), images["validation"])
         for more in [[], *grid(arguments.decoder)] if arguments.decoder else [[]]:
             decoder(opened(arguments, [*chosen, *more]), chosen, more, where, kept, images, judges)
 
@@ -151,7 +156,7 @@ def decoder(
     record = where / f"decoder-{key}.json"
     if record.exists():
         return
-    model, seconds = LDCVAE.from_pretrained(where), dict(kept["seconds"])
+    model, seconds = loaded(where), dict(kept["seconds"])
     encodings = encode_split(model, images["train"], WORLD)  # phase `decoder` does not change them
     if more:
         started = time.perf_counter()

@@ -68,8 +68,8 @@ def _autoencoder(device: torch.device, step: Callable, particles: int, bf16: boo
         model.to(memory_format=torch.channels_last)
         images = images.contiguous(memory_format=torch.channels_last)
     if how.get("compiled"):
-        encoder.compile()
-        decoder.compile()
+        encoder.compile(dynamic=False)
+        decoder.compile(dynamic=False)
     if how.get("ddp"):
         encoder, decoder = (nn.parallel.DistributedDataParallel(network) for network in (encoder, decoder))
     noise = torch.randn(BATCH, particles, DIM, generator=torch.Generator().manual_seed(2)).to(device)

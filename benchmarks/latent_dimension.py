@@ -15,12 +15,13 @@ import argparse
 import json
 import statistics
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from autoencoder_search import WORLD, judges_of, opened
+from autoencoder_search import WORLD, judges_of, loaded, opened
 
 from ldcvae import LDCVAE, Encodings
 from ldcvae.rivals.fitting import Budget, Draw, Fitting
@@ -33,6 +34,7 @@ from pipeline.store.data.splits import split_images
 from pipeline.store.run import Run
 
 ROWS = {
+    "prior": "N(0, I)",
     "gaussian": "Gaussian fit",
     "gmm_100": "GMM(100)",
     "base": "the sampler's base",
@@ -47,8 +49,17 @@ PROBE = 30  # steps by which a learnt rival is timed
 COLUMNS = ("fd", "precision", "recall", "coverage")
 
 
-def draw_of(row: str, model: LDCVAE, splits: dict[str, Encodings], run: Run, seconds: float) -> tuple[Draw, float]:
-    """A row's draw, and what fitting it took."""
+def synchronised() -> float:
+    """The time, once the device has done what it was given."""
+    if WORLD.device.type == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter()
+
+
+def draw_of(
+    row: str, model: LDCVAE, splits: dict[str, Encodings], run: Run, seconds: float, rival_steps: int | None
+) -> tuple[Draw, float]:
+    """A row's draw, and what fitting it took; a learnt rival gets so many steps, or as many as the seconds allow."""
     if row == "base":
         return lambda n, noise: model.whitening.unwhiten(model.draw_base(n, noise)), 0.0
     name = "gmm_tuned" if row == "gmm_100" else row
@@ -57,53 +68,60 @@ def draw_of(row: str, model: LDCVAE, splits: dict[str, Encodings], run: Run, sec
     def fitted(steps: int) -> tuple[Draw, float]:
         budget = Budget(sampler=replace(settings, steps=steps))
         setting = 100.0 if row == "gmm_100" else None
-        started = time.perf_counter()
+        started = synchronised()
         fitting = Fitting(name, model, splits["train"], splits["validation"], None, setting, budget, run.config.seed)
-        return GENERATORS[name].fit(fitting), time.perf_counter() - started
+        return GENERATORS[name].fit(fitting), synchronised() - started
 
     steps = settings.steps
     if GENERATORS[name].kind == "learnt" and row != "flow_matching_from_base":
-        fitted(2)
-        steps = max(PROBE, round(PROBE * seconds / fitted(PROBE)[1]))
+        steps = rival_steps or steps_in(seconds, fitted)
+        print(f"{row}: {steps:,} steps", flush=True)
     return fitted(steps)
+
+
+def steps_in(seconds: float, fitted: Callable[[int], tuple[Draw, float]]) -> int:
+    """So many steps take so long, by a probe."""
+    fitted(2)
+    return max(PROBE, round(PROBE * seconds / fitted(PROBE)[1]))
 
 
 def judge_row(
     row: str, draw: Draw, decoders: dict[str, LDCVAE], judges: dict[str, Judge], run: Run, draws: int
 ) -> dict[str, Any]:
-    """decoder -> extractor -> figure -> values over the draws."""
+    """Seconds of a draw (the last), and decoder -> extractor -> figure -> values over the draws."""
     found: dict[str, Any] = {which: {name: {} for name in judges} for which in decoders}
+    seconds = 0.0
     for number in range(draws):
+        noise = keyed_generator(WORLD.device, run.config.seed, row, number)
+        started = synchronised()
         with torch.no_grad():
-            latents = draw(run.config.evaluate.num_images, keyed_generator("cpu", run.config.seed, row, number))
+            latents = draw(run.config.evaluate.num_images, noise)
+        seconds = synchronised() - started
         for which, model in decoders.items():
             for name, judge in judges.items():
                 figures = judge.figures(judge.extractor.of(decoded(model, latents)))
                 for key, value in figures.items():
                     found[which][name].setdefault(key, []).append(value)
-    return found
+    return {"draw_seconds": seconds, "figures": found}
 
 
 def judge_autoencoder(
-    where: Path, run: Run, judges: dict[str, Judge], images: dict[str, Any], rows: list[str], draws: int
+    where: Path, run: Run, judges: dict[str, Judge], images: dict[str, Any], arguments: argparse.Namespace
 ) -> None:
     kept = json.loads((where / "record.json").read_text())
     record = where / "rivals.json"
     done: dict[str, Any] = json.loads(record.read_text()) if record.exists() else {}
-    decoders = {"none": LDCVAE.from_pretrained(where)}
-    decoders |= {
-        one.name: LDCVAE.from_pretrained(one)
-        for one in sorted(where.glob("decoder-*"))
-        if (one / "config.json").exists()
-    }
+    decoders = {"none": loaded(where)}
+    decoders |= {one.name: loaded(one) for one in sorted(where.glob("decoder-*")) if (one / "config.json").exists()}
     model = decoders["none"]
     splits = {split: encode_split(model, images[split], WORLD) for split in ("train", "validation")}
-    for row in rows:
+    for row in arguments.rows:
         if row not in done:
-            draw, seconds = draw_of(row, model, splits, run, kept["seconds"]["sampler"])
-            done[row] = {"seconds": seconds, "figures": judge_row(row, draw, decoders, judges, run, draws)}
+            draw, seconds = draw_of(row, model, splits, run, kept["seconds"]["sampler"], arguments.rival_steps)
+            done[row] = {"seconds": seconds} | judge_row(row, draw, decoders, judges, run, arguments.draws)
             record.write_text(json.dumps(done))
-            print(f"d = {model.config.latent_dim}, {row}: {brief(done[row])}", flush=True)
+            words = f"d = {model.config.latent_dim}, seed {run.config.seed}, {row}: {brief(done[row])}"
+            print(words, flush=True)
 
 
 def spread_of(values: list[float]) -> float:
@@ -118,35 +136,60 @@ def brief(found: dict[str, Any]) -> str:
     return ", ".join(filter(None, cells))
 
 
-def table(folder: Path) -> None:
-    """One table a decoder and extractor: rows against d."""
+def autoencoders(folder: Path) -> dict[tuple[int, int], Path]:
+    """(d, seed) -> where it lies."""
     found = {}
-    for record in folder.glob("ae-*/rivals.json"):
-        config = json.loads((record.parent / "config.json").read_text())
-        found[config["latent_dim"]] = json.loads(record.read_text())
-    dims = sorted(found)
+    for record in sorted(folder.glob("ae-*/record.json")):
+        dim = json.loads((record.parent / "config.json").read_text())["latent_dim"]
+        found[dim, json.loads(record.read_text()).get("seed", 0)] = record.parent
+    return found
+
+
+def table(folder: Path) -> None:
+    """One table a decoder and extractor: rows against d, with the spread over seeds, of one seed over its draws.
+
+    Under each row how far the net is ahead of it by Fréchet distance: mean and standard error of pairs by seed.
+    """
+    found: dict[int, list[dict[str, Any]]] = {}
+    for (dim, _), where in sorted(autoencoders(folder).items()):
+        if (where / "rivals.json").exists():
+            found.setdefault(dim, []).append(json.loads((where / "rivals.json").read_text()))
     judgements = {
         which: list(judged)
-        for rows in found.values()
+        for records in found.values()
+        for rows in records
         for row in rows.values()
         for which, judged in row["figures"].items()
     }
     for which, judged in judgements.items():
         for extractor in judged:
-            heading = f"| latents | {' | '.join(f'd = {d}' for d in dims)} |\n|{'---|' * (1 + len(dims))}"
-            print(f"\n{which}, {extractor}\n\n{heading}")
+            heads = (f"d = {dim}, {len(records)} seed{'s' * (len(records) > 1)}" for dim, records in found.items())
+            print(f"\n{which}, {extractor}\n\n| latents | {' | '.join(heads)} |\n|{'---|' * (1 + len(found))}")
             for row, title in ROWS.items():
-                cells = []
-                for d in dims:
-                    figures = found[d].get(row, {}).get("figures", {}).get(which)
-                    cells.append(cell(figures[extractor]) if figures else "–")
+                cells = [cell(records, row, which, extractor) for records in found.values()]
                 print(f"| {title} | {' | '.join(cells)} |")
 
 
-def cell(figures: dict[str, list[float]]) -> str:
-    means = {key: statistics.fmean(figures[key]) for key in COLUMNS}
-    rest = " ".join(f"{means[key]:.3f}"[1:] for key in COLUMNS[1:])
-    return f"{means['fd']:.4g} ± {spread_of(figures['fd']):.2g} ({rest})"
+def of_row(record: dict[str, Any], row: str, which: str, extractor: str) -> dict[str, list[float]] | None:
+    """figure -> values over draws, of one autoencoder; None if it was not judged."""
+    return record.get(row, {}).get("figures", {}).get(which, {}).get(extractor)
+
+
+def cell(records: list[dict[str, Any]], row: str, which: str, extractor: str) -> str:
+    judged = [figures for record in records if (figures := of_row(record, row, which, extractor))]
+    if not judged:
+        return "–"
+    means = {key: [statistics.fmean(figures[key]) for figures in judged] for key in COLUMNS}
+    spread = spread_of(means["fd"]) if len(judged) > 1 else spread_of(judged[0]["fd"])
+    rest = " ".join(f"{statistics.fmean(means[key]):.3f}"[1:] for key in COLUMNS[1:])
+    text = f"{statistics.fmean(means['fd']):.4g} ± {spread:.2g} ({rest})"
+    nets = [
+        (of_row(record, "sampler", which, extractor), of_row(record, row, which, extractor)) for record in records
+    ]
+    ahead = [statistics.fmean(other["fd"]) - statistics.fmean(net["fd"]) for net, other in nets if net and other]
+    if row != "sampler" and len(ahead) > 1:
+        text += f"; {statistics.fmean(ahead):+.2f} ± {spread_of(ahead) / len(ahead) ** 0.5:.2g}"
+    return text
 
 
 def main() -> None:
@@ -154,8 +197,12 @@ def main() -> None:
     parser.add_argument("folder")
     parser.add_argument("--config")
     parser.add_argument("--dims", type=int, nargs="*", help="those with such d, in this order; all if left out")
+    parser.add_argument("--seeds", type=int, nargs="*", help="those; all if left out")
     parser.add_argument("--rows", nargs="*", default=list(ROWS), choices=ROWS)
     parser.add_argument("--draws", type=int, default=3)
+    parser.add_argument(
+        "--rival-steps", type=int, help="of flow matching and MeanFlow, in place of the net's seconds"
+    )
     parser.add_argument("--table", action="store_true", help="print what is done and stop")
     arguments = parser.parse_args()
     if arguments.table:
@@ -164,11 +211,12 @@ def main() -> None:
     run = opened(arguments, [])
     images = {split: split_images(run, split) for split in ("train", "validation", "test")}  # type: ignore[misc]
     judges = judges_of(run, images["test"])
-    found = {}
-    for record in sorted(Path(arguments.folder).glob("ae-*/record.json")):
-        found[json.loads((record.parent / "config.json").read_text())["latent_dim"]] = record.parent
-    for dim in arguments.dims or sorted(found):
-        judge_autoencoder(found[dim], run, judges, images, arguments.rows, arguments.draws)
+    found = autoencoders(Path(arguments.folder))
+    dims = arguments.dims or sorted({dim for dim, _ in found})
+    seeds = arguments.seeds or sorted({seed for _, seed in found})
+    for dim, seed in ((dim, seed) for dim in dims for seed in seeds if (dim, seed) in found):
+        own = opened(arguments, [f"seed={seed}"])
+        judge_autoencoder(found[dim, seed], own, judges, images, arguments)
     return table(Path(arguments.folder))
 
 

@@ -3,17 +3,19 @@
 A step of W workers is modelled as its computation, measured in one process on the part that each of them has, plus
 what they tell each other, as rings do it: gradients and particles in 2(W - 1)/W and (W - 1)/W of their bytes at a
 bandwidth, each of 2(W - 1) messages with a latency, both measured between two processes here. The step of two is
-measured too, and set beside the model. Then the same formula for GPUs, with every assumption on a line of its own:
-a calculation, nothing of it measured.
+measured too, and set beside the model. Then the same formula for GPUs, one of which `gpu.py` has measured, with every
+assumption on a line of its own.
 
     OMP_NUM_THREADS=1 python benchmarks/workers.py [key=value …]
 """
 
+import json
 import os
 import socket
 import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -21,7 +23,6 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from bare import advance, report, timed
 from torch.nn.parallel import DistributedDataParallel
-from torch.utils.flop_counter import FlopCounterMode
 
 from ldcvae.encodings import Encodings
 from ldcvae.training.autoencoder import AutoencoderPhase
@@ -203,45 +204,41 @@ def main(overrides: list[str]) -> None:
                 flush=True,
             )
     print("\nWorkers beyond the cores of this machine are as if each had a core of its own.")
-    by_calculation(["configs/cifar10.yaml", "configs/celeba64.yaml"])
+    by_calculation()
 
 
+MEASURED = Path(__file__).with_name("gpu-h200.json")  # by gpu.py, one GPU
 ASSUMED = {
-    "a GPU's dense bfloat16 products a second (H100, data sheet)": 989e12,
-    "share of them that such small convolutions reach": 0.06,
     "bytes/s within a node (NVLink)": 300e9,
     "bytes/s between nodes (a 400 Gbit/s card a GPU)": 40e9,
     "latency of a message, s": 20e-6,
-    "images a GPU and step": 512,
 }
+CALCULATED = (
+    ("cifar10", 32, 50_000, "32x32 colour, resnet 64"),
+    ("celeba64", 64, 162_770, "64x64 colour, resnet 64"),
+)
 
 
-def by_calculation(files: list[str]) -> None:
-    """Phase 1 of larger configurations on 1, 8 and 64 GPUs."""
-    print("\nBy calculation, nothing of it measured. Assumed:")
+def by_calculation() -> None:
+    """Phase 1 of larger configurations on 1, 8 and 64 GPUs, from its speed on one."""
+    found = json.loads(MEASURED.read_text())
+    speeds = {row["network"]: row for row in found["networks"]}
+    print(f"\nOne GPU as measured ({found['device']}), more by calculation. Assumed:")
     for what, value in ASSUMED.items():
         print(f"- {what}: {value:g}")
-    print("\n| configuration | GFLOP an image and step | MB of gradients | GPUs | images/s | of perfect | an epoch |")
+    print("\n| configuration | images a GPU | MB of gradients | GPUs | images/s | of perfect | an epoch |")
     print("|---|---|---|---|---|---|---|")
-    peak, share, inside, between, latency, images = ASSUMED.values()
-    for file in files:
-        config = load_config(file)
-        shape = (3, config.data.image_size or 32, config.data.image_size or 32)
-        model = build_model(config, shape)
-        with FlopCounterMode(display=False) as counter, torch.no_grad():
-            model.reconstruct(torch.rand(2, *shape))
-        passes = config.train.particles
-        flops = 3 * counter.get_total_flops() / 2 * max(1, passes)  # forward and backward; M decoder passes at most
+    inside, between, latency = ASSUMED.values()
+    for name, side, images, network in CALCULATED:
+        model = build_model(load_config(f"configs/{name}.yaml"), (3, side, side))
+        batch, alone = speeds[network]["batch"], speeds[network]["autoencoder_images_per_s"]
         size = gradient_bytes(model.encoder, model.decoder)
-        load = Load("phase 1", "images/s", int(images), images * flops / (peak * share), size)
         for gpus in (1, 8, 64):
             link = Link(latency, inside if gpus <= 8 else between)
-            rate = load._replace(items=int(images) * gpus).rate(link, gpus)
-            perfect = gpus * images / load.seconds
-            epoch = {"cifar10": 50_000, "celeba64": 162_770}[config.name] / rate
+            rate = Load("phase 1", "images/s", batch * gpus, batch / alone, size).rate(link, gpus)
             print(
-                f"| {config.name} | {flops / 1e9:.2f} | {size / 1e6:.1f} | {gpus} | {rate:,.0f} "
-                f"| {rate / perfect:.2f} | {epoch:.2f} s |"
+                f"| {name} | {batch} | {size / 1e6:.1f} | {gpus} | {rate:,.0f} | {rate / gpus / alone:.2f} "
+                f"| {images / rate:.1f} s |"
             )
 
 

@@ -64,3 +64,20 @@ def test_a_device_that_computes_otherwise_fails(monkeypatch):
     assert passed["autoencoder, svgd: float32"]
     assert not passed["sampler, drift"]
     assert not passed["decoder: resumed, bit for bit"]
+
+
+def test_a_compiled_network_that_fails_is_a_row_and_not_the_end(monkeypatch, tmp_path):
+    monkeypatch.syspath_prepend(str(FOLDER))
+    import gpu
+
+    compiler = tmp_path / "python"
+    monkeypatch.setattr(gpu.sys, "executable", str(compiler))
+    for says, found in (
+        ("echo warm; echo 123.5", 123.5),
+        ("echo 'AcceleratorError: misaligned address' >&2; exit 1", "failed: AcceleratorError: misaligned address"),
+        ("exit 1", "failed: without a word"),
+        ("exec sleep 5", "not done in 1 s"),
+    ):
+        compiler.write_text(f"#!/bin/sh\n{says}\n")
+        compiler.chmod(0o755)
+        assert gpu.compiled_rate("8x8 grey, conv 8", 0.1, limit=1.0) == found

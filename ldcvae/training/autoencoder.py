@@ -37,7 +37,7 @@ def resolve_auto(settings: AutoencoderSettings, device: torch.device, network: n
         "bf16": cuda and torch.cuda.is_bf16_supported(including_emulation=False),
         "channels_last": any(weight.ndim == 4 for weight in network.parameters()),
         "fused": True,
-        "compile": cuda,
+        "compile": False,  # no gain has been measured, and one compiled network failed (docs/performance.md)
     }
     plain = {field.name: getattr(settings, field.name) for field in fields(AutoencoderSettings)}
     return AutoencoderSettings(**plain | {key: value for key, value in choices.items() if plain[key] == "auto"})
@@ -110,8 +110,9 @@ class AutoencoderPhase(EpochPhase):
         self.validation = validation
         encoder, decoder = (Cast(network, bool(config.bf16)) for network in (model.encoder, model.decoder))
         if config.compile:
-            encoder.compile()
-            decoder.compile()
+            # Batches have one size; what is compiled for any died on an H200 (torch 2.11) of a misaligned address.
+            encoder.compile(dynamic=False)
+            decoder.compile(dynamic=False)
         self.encoder, self.decoder = world.wrap(encoder), world.wrap(decoder)
         # The learnt latent energy, renewed every epoch (consistency > 0 only).
         self._energy: KernelMixture | None = None

@@ -103,7 +103,7 @@ class DecoderPhase(EpochPhase):
         model.decoder.train()
         decoder = Cast(model.decoder, bf16)
         if compiled and not config.adaptive:  # a compiled backward pass gives no gradient of a part of the loss first
-            decoder.compile()
+            decoder.compile(dynamic=False)
         self.decoder = world.wrap(decoder)
         self.judge = Cast(self.discriminator, bf16) if self.discriminator is not None else None
         self.shown = _shown(config, self.batch, world)

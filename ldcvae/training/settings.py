@@ -82,7 +82,7 @@ class AutoencoderSettings(_Settings):
     bf16: Annotated[Auto, Doc("bfloat16 autocast of all but the last layers; auto: on GPUs that have it")] = "auto"
     channels_last: Annotated[Auto, Doc("NHWC memory; auto: on for convolutional networks")] = "auto"
     fused: Annotated[Auto, Doc("fused Adam; auto: on")] = "auto"
-    compile: Annotated[Auto, Doc("torch.compile; auto: on GPUs")] = "auto"
+    compile: Annotated[Auto, Doc("torch.compile; auto: off")] = "auto"
 
     def conflict(self) -> str:
         """Two particles at least for SVGD."""

@@ -3,6 +3,7 @@
 import subprocess
 import sys
 import threading
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -359,3 +360,12 @@ def test_memory_of_many_particles_is_bounded():
     peaks = [float(line) for line in done.stdout.split()]
     assert len(peaks) == 4
     assert max(peaks) < 400, f"MiB after stein, smooth, score_difference, drift: {peaks}"
+
+
+def test_a_gpu_gets_larger_blocks_as_each_of_its_kernels_has_to_be_started():
+    on_gpu = SimpleNamespace(is_cuda=True, element_size=lambda: 4)
+    here, there = (len(blocks.row_blocks(65536, 2 * 65536, 4, like)) for like in (torch.zeros(()), on_gpu))
+    assert here / there == pytest.approx(16, rel=0.02)
+    assert (
+        max(part.stop - part.start for part in blocks.row_blocks(65536, 2 * 65536, 4, on_gpu)) * 2**17 * 16 <= 2**30
+    )

@@ -441,7 +441,7 @@ def test_auto_settings_follow_the_device():
     assert (cpu.bf16, cpu.channels_last, cpu.fused, cpu.compile) == (False, True, True, False)
     assert resolve_auto(config, torch.device("cpu"), mlp).channels_last is False
     gpu = resolve_auto(config, torch.device("cuda"), conv)
-    assert (gpu.bf16, gpu.compile) == (torch.cuda.is_bf16_supported(including_emulation=False), True)
+    assert (gpu.bf16, gpu.compile) == (torch.cuda.is_bf16_supported(including_emulation=False), False)
     kept = resolve_auto(config.model_copy(update={"fused": False}), torch.device("cuda"), conv)
     assert kept.fused is False
     # The phase does it itself.
