@@ -247,7 +247,7 @@ _CHAIN: dict[str, Any] = {
     "candidates": (0.03, 0.1, 0.2),
     "passes": lambda budget, dim: budget.chain_steps,
     # The unit of the kernels' widths is measured on so many particles.
-    "reads": ("evaluate.langevin_steps", "sampler.particles"),
+    "reads": ("evaluate.langevin_steps", "evaluate.chain_kernels", "sampler.particles"),
 }
 
 

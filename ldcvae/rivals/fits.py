@@ -33,8 +33,6 @@ __all__ = [
     "two_stage",
 ]
 
-_CHAIN_KERNELS = 4096  # walking a chain over more takes only longer
-
 
 def prior(fitting: Fitting) -> Draw:
     """N(0, I), or the autoencoder's own learnt prior."""
@@ -57,7 +55,7 @@ def mixture(fitting: Fitting) -> Draw:
 
 
 def _gibbs_density(fitting: Fitting) -> KernelMixture:
-    """The Gibbs density of the aggregate posterior in whitened coordinates, over some of the encodings.
+    """The Gibbs density of the aggregate posterior in whitened coordinates, over all or some of the encodings.
 
     The setting is the kernels' least width in nearest-neighbour distances; without one they are as they are.
     """
@@ -66,7 +64,7 @@ def _gibbs_density(fitting: Fitting) -> KernelMixture:
         draws = encodings.draw(fitting.budget.sampler.particles, fitting.generator("unit"))
         floor = float(fitting.setting * nearest_neighbour_distance(whitening.whiten(draws)))
     order = torch.randperm(len(encodings), generator=fitting.generator("fit"), device=fitting.device)
-    kept = order[:_CHAIN_KERNELS]
+    kept = order[: fitting.budget.chain_kernels]
     # Whitening turns a diagonal posterior into a full one; its diagonal keeps the kernels cheap.
     variance = encodings.log_variance[kept].exp() @ whitening.matrix.square()
     return KernelMixture(whitening.whiten(encodings.mean[kept]), variance.log(), floor)

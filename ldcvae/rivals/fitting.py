@@ -26,6 +26,7 @@ class Budget:
         sampler: size, steps, batch and rates of learnt generators.
         components: of the mixture whose components are not chosen.
         chain_steps: of Langevin and HMC.
+        chain_kernels: encodings whose density they walk; None: all.
         euler_steps: passes of flow matching.
         flow_transforms: of the autoregressive flow.
         bandwidths: direction -> bandwidths before their factor, where they are not the sampler's.
@@ -34,6 +35,7 @@ class Budget:
     sampler: SamplerSettings = field(default_factory=SamplerSettings)
     components: int = 10
     chain_steps: int = 120
+    chain_kernels: int | None = 4096
     euler_steps: int = 50
     flow_transforms: int = 5
     bandwidths: dict[str, tuple[float, ...]] = field(default_factory=dict)

@@ -168,11 +168,14 @@ def decoder_cell(config: Config, parent: Cell) -> Cell:
 
 def generator_cell(config: Config, parent: Cell, name: str, setting: float | None) -> Cell:
     """The cell of a generator on the autoencoder of `parent`, with its seed; arguments as in `autoencoder_cell`."""
+    judged = {"num_images", "draws", "neighbours"}
+    if config.evaluate.second_extractor != "none":
+        judged.add("second_extractor")
     content: dict[str, Any] = {
         "generator": name,
         "setting": setting,
         "parent": parent.key,
-        "judged": config.evaluate.model_dump(mode="json", include={"num_images", "draws", "neighbours"}),
+        "judged": config.evaluate.model_dump(mode="json", include=judged),
         "selection_images": config.compare.selection_images,
         "reads": read_keys(config, GENERATORS[name].reads),
     }

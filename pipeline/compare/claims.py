@@ -1,14 +1,70 @@
-"""What the comparison is made to find out: claims about LDC-VAE, each decided from the figures."""
+"""What the comparison is made to find out: claims about LDC-VAE, each decided from the figures.
+
+A difference is *better* or *worse* where a 95 % interval of Student's t about its mean leaves zero out, else *not
+distinguishable*. Generators on one autoencoder are compared seed by seed: what its training does to all of them is no
+difference between them. Which direction "the sampler net" follows is chosen on validation images.
+"""
 
 import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ldcvae.variants import AUTOENCODERS, GENERATORS
+from scipy import stats
 
-__all__ = ["goals", "winner"]
+from ldcvae.variants import AUTOENCODERS, GENERATORS
+from pipeline.compare.cells import DECODER
+
+__all__ = ["against", "chosen_net", "goals", "interval", "winner"]
 
 Row = Mapping[str, Any]
+
+_CONFIDENCE = 0.95
+_SIGNS = {"fd": -1.0, "coverage": 1.0}  # better is lower or higher
+_DIGITS = {"fd": ".2f", "coverage": ".3f"}
+
+
+def _quantile(freedom: float) -> float:
+    return float(stats.t.ppf(0.5 + _CONFIDENCE / 2, freedom))
+
+
+def interval(differences: Sequence[float]) -> tuple[float, float, float]:
+    """Mean of paired differences, and the ends of its 95 % interval; without end for fewer than two.
+
+    Example:
+        >>> [round(number, 2) for number in interval([1.0, 2.0, 3.0])]
+        [2.0, -0.48, 4.48]
+    """
+    mean, count = statistics.fmean(differences), len(differences)
+    if count < 2:
+        return mean, -float("inf"), float("inf")
+    half = _quantile(count - 1) * statistics.stdev(differences) / count**0.5
+    return mean, mean - half, mean + half
+
+
+def _unpaired(ours: Sequence[float], others: Sequence[float]) -> tuple[float, float, float]:
+    """The same of a difference of means (Welch): of two autoencoders, no training is the other's pair."""
+    mean, counts = statistics.fmean(ours) - statistics.fmean(others), (len(ours), len(others))
+    if min(counts) < 2:
+        return mean, -float("inf"), float("inf")
+    parts = [statistics.variance(values) / len(values) for values in (ours, others)]
+    if not sum(parts):
+        return mean, mean, mean
+    freedom = sum(parts) ** 2 / sum(part**2 / (count - 1) for part, count in zip(parts, counts, strict=True))
+    half = _quantile(freedom) * sum(parts) ** 0.5
+    return mean, mean - half, mean + half
+
+
+def _verdict(low: float, high: float) -> str:
+    """Of an interval of by how much it is better."""
+    return "better" if low > 0 else "worse" if high < 0 else "not distinguishable"
+
+
+def _gap(ours: Row, other: Row, figure: str) -> tuple[float, float, float]:
+    """By how much the first is better: mean and interval."""
+    one, two = ([_SIGNS[figure] * value for value in row["values"][figure]] for row in (ours, other))
+    if ours["autoencoder"] == other["autoencoder"] and len(one) == len(two):
+        return interval([a - b for a, b in zip(one, two, strict=True)])
+    return _unpaired(one, two)
 
 
 def _kind(row: Row) -> str:
@@ -16,91 +72,129 @@ def _kind(row: Row) -> str:
 
 
 def _text(row: Row, figure: str) -> str:
-    digits = ".2f" if figure == "fd" else ".3f"
-    spread = f" ± {row['spread'][figure]:{digits}}" if len(row["values"][figure]) > 1 else ""
-    return f"{row['figures'][figure]:{digits}}{spread}"
+    spread = f" ± {row['spread'][figure]:{_DIGITS[figure]}}" if len(row["values"][figure]) > 1 else ""
+    return f"{row['figures'][figure]:{_DIGITS[figure]}}{spread}"
 
 
-def _gap(better: Row, worse: Row, figure: str, sign: float) -> tuple[float, float]:
-    """(by how much the first is better, the spread of that).
-
-    On one autoencoder the seeds are compared one by one: what its own training does to all its generators is no
-    spread between them.
-    """
-    gap = sign * (better["figures"][figure] - worse["figures"][figure])
-    if _paired(better, worse):
-        differences = [a - b for a, b in zip(better["values"][figure], worse["values"][figure], strict=True)]
-        return gap, statistics.stdev(differences)
-    return gap, (better["spread"][figure] ** 2 + worse["spread"][figure] ** 2) ** 0.5
+def _best(rows: Sequence[Row], figure: str) -> Row | None:
+    return max(rows, key=lambda row: _SIGNS[figure] * row["figures"][figure], default=None)
 
 
-def _paired(one: Row, other: Row) -> bool:
-    return one["autoencoder"] == other["autoencoder"] and len(one["values"]["fd"]) == len(other["values"]["fd"]) > 1
+def chosen_net(rows: Sequence[Row]) -> Row | None:
+    """The sampler net among these rows with the least FD to validation images, over the seeds."""
 
+    def by(row: Row) -> float:
+        selection = row.get("selection")
+        return float("inf") if selection is None else selection
 
-def _best(rows: Sequence[Row], figure: str, sign: float) -> Row | None:
-    return max(rows, key=lambda row: sign * row["figures"][figure], default=None)
+    return min((row for row in rows if _kind(row) == "net"), key=by, default=None)
 
 
 def winner(rows: Sequence[Row], names: Mapping[str, str]) -> tuple[Row | None, str]:
-    """The row with the lowest FD that is no bound, if by more than the spread over seeds; else why there is none.
+    """The row with the lowest FD that is no bound, if it is better than the next; else why there is none.
 
     Args:
         rows: as in `compare/results.json`.
         names: autoencoder -> what to call it.
     """
     judged = [row for row in rows if not row["bound"] and row["figures"].get("fd") is not None]
-    first = _best(judged, "fd", -1.0)
-    second = _best([row for row in judged if row is not first], "fd", -1.0)
+    first = _best(judged, "fd")
+    second = _best([row for row in judged if row is not first], "fd")
     if first is None or second is None:
         return None, ""
-    gap, spread = _gap(first, second, "fd", -1.0)
+    gap, low, high = _gap(first, second, "fd")
     pair = " and ".join(f"{row['label']} on {names[row['autoencoder']]}" for row in (first, second))
     if len(first["values"]["fd"]) < 2:
         return None, f"{pair} differ by {gap:.2g}, and one seed tells no spread"
-    return (first, "") if gap > spread else (None, f"{pair} differ by {gap:.2g} with a spread of {spread:.2g}")
+    told = f"{pair} differ by {gap:.2g}, 95 % interval {low:.2g} to {high:.2g}"
+    return (first, "") if low > 0 else (None, told)
 
 
 def _better(
-    claim: str, ours: Row | None, others: Sequence[Row], figure: str, sign: float, names: Mapping[str, str]
+    claim: str, ours: Row | None, others: Sequence[Row], figure: str, names: Mapping[str, str]
 ) -> list[dict[str, Any]]:
-    """A claim that one row is better than all others by more than the spread; none if there is nothing to compare."""
-    rival = _best(others, figure, sign)
+    """A claim that one row is better than the best of all others; none if there is nothing to compare."""
+    rival = _best(others, figure)
     if ours is None or rival is None:
         return []
-    gap, spread = _gap(ours, rival, figure, sign)
+    gap, low, high = _gap(ours, rival, figure)
     found = (f"{_text(row, figure)} ({row['label']} on {names[row['autoencoder']]})" for row in (ours, rival))
-    detail = " against ".join(found)
-    if len(ours["values"][figure]) < 2:
+    detail, verdict = " against ".join(found), _verdict(low, high)
+    if min(len(row["values"][figure]) for row in (ours, rival)) < 2:
         detail += "; one seed decides nothing"
-    elif _paired(ours, rival):
-        digits = ".2f" if figure == "fd" else ".3f"
-        detail += f"; better by {gap:{digits}} ± {spread:{digits}} from seed to seed"
-    return [{"claim": claim, "met": gap > spread and len(ours["values"][figure]) > 1, "detail": detail}]
+    else:
+        digits = _DIGITS[figure]
+        detail += f"; better by {gap:{digits}}, 95 % interval {low:{digits}} to {high:{digits}}: {verdict}"
+    return [{"claim": claim, "met": verdict == "better", "verdict": verdict, "detail": detail}]
+
+
+def against(rows: Sequence[Row]) -> list[dict[str, Any]]:
+    """The sampler net against every other generator, over the autoencoders that both were judged on.
+
+    Autoencoders without phase `decoder` and with it are told apart. The sample are their mean differences over seeds
+    where there are three autoencoders at least, else the seeds' own.
+
+    Args:
+        rows: as in `compare/results.json`.
+
+    Returns:
+        `generator`, `label`, `decoder`, `pairs` (autoencoder, seed), `ahead` of them, `mean` by which the net's FD is
+        lower, `low` and `high` of its interval (None for a single pair), and `verdict`; the largest difference first.
+
+    Example:
+        >>> def row(generator, *fd):
+        ...     return {"autoencoder": "vae", "generator": generator, "label": generator, "values": {"fd": fd}}
+        >>> found = against([row("drift", 1.0, 1.2, 1.1), row("gmm", 2.0, 2.1, 2.1)])
+        >>> [(one["verdict"], one["ahead"]) for one in found]
+        [('better', 3)]
+    """
+    found = []
+    for decoder in (False, True):
+        of: dict[str, list[Row]] = {}
+        for row in rows:
+            if row["autoencoder"].endswith(DECODER) == decoder:
+                of.setdefault(row["autoencoder"], []).append(row)
+        pairs: dict[str, list[list[float]]] = {}
+        labels: dict[str, str] = {}
+        for own in of.values():
+            if (net := chosen_net(own)) is None:
+                continue
+            for row in own:
+                if _kind(row) != "net" and len(row["values"]["fd"]) == len(net["values"]["fd"]):
+                    both = zip(row["values"]["fd"], net["values"]["fd"], strict=True)
+                    pairs.setdefault(row["generator"], []).append([other - ours for other, ours in both])
+                    labels.setdefault(row["generator"], row["label"])
+        found += [_summary(name, labels[name], decoder, differences) for name, differences in pairs.items()]
+    return sorted(found, key=lambda one: (one["decoder"], -one["mean"]))
+
+
+def _summary(name: str, label: str, decoder: bool, differences: list[list[float]]) -> dict[str, Any]:
+    every = [difference for of_one in differences for difference in of_one]
+    sample = [statistics.fmean(of_one) for of_one in differences] if len(differences) > 2 else every
+    mean, low, high = interval(sample)
+    ends = {"low": low, "high": high} if len(sample) > 1 else {"low": None, "high": None}
+    about = {"generator": name, "label": label, "decoder": decoder, "pairs": len(every)}
+    ahead = sum(difference > 0 for difference in every)
+    return about | {"ahead": ahead, "mean": mean} | ends | {"verdict": _verdict(low, high)}
 
 
 def goals(rows: Sequence[Row], names: Mapping[str, str]) -> list[dict[str, Any]]:
     """The claims that these rows can decide.
-
-    A difference counts when it is more than its standard deviation over seeds: of the seeds' own differences on one
-    autoencoder, of both rows taken together on two; with one seed nothing counts. The sampler net is the direction
-    with the lowest latent MMD² on each autoencoder: that is what it is trained for, and outliers do not fool it as
-    they do FD.
 
     Args:
         rows: as in `compare/results.json`.
         names: autoencoder -> what to call it.
 
     Returns:
-        `claim`, `met`, `detail` of each.
+        `claim`, `met`, `detail` of each; `verdict` too where it is about a difference: met is "better".
 
     Example:
         >>> def row(generator, fd):
         ...     return {"autoencoder": "ldc_svgd", "generator": generator, "label": generator, "bound": False,
-        ...             "figures": {"fd": fd, "coverage": 0.5, "mmd2": 1e-4, "latents_per_s": 1.0},
+        ...             "figures": {"fd": fd, "coverage": 0.5, "mmd2": 1e-4, "latents_per_s": 1.0}, "selection": fd,
         ...             "spread": {"fd": 0.1, "coverage": 0.0}, "values": {"fd": [fd] * 3, "coverage": [0.5] * 3}}
-        >>> [goal["met"] for goal in goals([row("drift", 10.0), row("gmm", 12.0)], {"ldc_svgd": "LDC-VAE"})][:1]
-        [True]
+        >>> [goal["verdict"] for goal in goals([row("drift", 10.0), row("gmm", 12.0)], {"ldc_svgd": "LDC-VAE"})]
+        ['better', 'not distinguishable']
     """
     found: list[dict[str, Any]] = []
     free = [row for row in rows if not row["bound"]]
@@ -108,26 +202,19 @@ def goals(rows: Sequence[Row], names: Mapping[str, str]) -> list[dict[str, Any]]
     gibbs = [name for name, record in reversed(list(AUTOENCODERS.items())) if record.gibbs]
     for name in gibbs:
         own = [row for row in free if row["autoencoder"] == name]
-        ours = _best([row for row in own if _kind(row) == "net"], "mmd2", -1.0)
-        others = [row for row in own if _kind(row) != "net"]
+        ours, others = chosen_net(own), [row for row in own if _kind(row) != "net"]
         where = f"with the {AUTOENCODERS[name].encoder.upper()} encoder"
         found += _better(
-            f"{where}, the sampler net has a lower FD than every other generator", ours, others, "fd", -1.0, names
+            f"{where}, the sampler net has a lower FD than every other generator", ours, others, "fd", names
         )
         found += _better(
-            f"{where}, the sampler net covers more than every other generator", ours, others, "coverage", 1.0, names
+            f"{where}, the sampler net covers more than every other generator", ours, others, "coverage", names
         )
         found += _speed(where, ours, [row for row in own if _kind(row) == "chain"])
         nets += [ours] if ours is not None else []
     pairs = [row for row in free if row["autoencoder"] not in gibbs and _kind(row) != "net"]
-    found += _better(
-        "LDC-VAE has a lower FD than every pair of another autoencoder and generator",
-        _best(nets, "fd", -1.0),
-        pairs,
-        "fd",
-        -1.0,
-        names,
-    )
+    claim = "LDC-VAE has a lower FD than every pair of another autoencoder and generator"
+    found += _better(claim, chosen_net(nets), pairs, "fd", names)
     return found
 
 

@@ -1,9 +1,8 @@
-"""The page of a study of autoencoders and latent generators, and its table for the documentation.
+"""The page of a study of autoencoders and latent generators.
 
 The page is one self-contained file. Its only script sorts the table; its Content-Security-Policy names that hash.
 """
 
-import html
 import itertools
 import math
 from collections.abc import Mapping, Sequence
@@ -21,7 +20,7 @@ from pipeline.judge.pages.pictures import DARK, LIGHT, Picture, Theme, log_ticks
 from pipeline.judge.pages.plots import dots
 from pipeline.judge.pages.render import Entry, render
 
-__all__ = ["make_page", "markdown_table", "speed"]
+__all__ = ["COLUMNS", "Line", "columns_of", "lines_of", "make_page", "speed"]
 
 
 class _Column(NamedTuple):
@@ -33,8 +32,9 @@ class _Column(NamedTuple):
     decimals: int
 
 
-_COLUMNS = (
+COLUMNS = (
     _Column("fd", "FD", "low", 3),
+    _Column("fd_second", "FD, second", "low", 3),
     _Column("kid", "KID", "low", 2),
     _Column("precision", "Precision", "high", 3),
     _Column("recall", "Recall", "high", 3),
@@ -45,6 +45,7 @@ _COLUMNS = (
     _Column("nearest", "Nearest train / held-out", "", 3),
     _Column("latents_per_s", "Latents/s", "high", 0),
     _Column("passes", "Passes", "", 0),
+    _Column("tried", "Settings tried", "", 0),
     _Column("seconds", "Training, s", "low", 1),
     _Column("peak_mb", "Peak, MB", "low", 0),
 )
@@ -55,7 +56,6 @@ _AUTOENCODER = (
     _Column("peak_mb", "Peak, MB", "low", 0),
     _Column("passes", "Decoder passes", "", 0),
 )
-_MARKDOWN = ("fd", "kid", "precision", "recall", "density", "coverage", "mmd2", "latents_per_s", "seconds")
 _MARKERS = (*"os^vD<>dp", (4, 1, 0), (4, 1, 45), "H")  # a generator has its own, as colours come again
 _NET_MARKERS = "P*X8p"  # the nets all have the sampler's colour
 _COLOURS = {  # Okabe and Ito's, those that show on the page's background and are not near the sampler nets'
@@ -65,7 +65,7 @@ _COLOURS = {  # Okabe and Ito's, those that show on the page's background and ar
 _FAR = 4.0  # where the largest distance is so many times the least, the axis is logarithmic
 
 
-class _Line(NamedTuple):
+class Line(NamedTuple):
     """A row of a table: its record, column -> number, text and whether it is the column's best."""
 
     record: Mapping[str, Any]
@@ -78,6 +78,8 @@ def _figure(record: Mapping[str, Any], key: str) -> tuple[float | None, float | 
     """The mean over seeds and the spread; one seed has none."""
     if key == "passes":
         return record.get("passes", record.get("decoder_passes")), None
+    if key == "tried":
+        return (max(1, len(record["candidates"])), None) if "candidates" in record else (None, None)
     values = record.get("values") or {}
     if key != "nearest":
         several = len(values.get(key) or []) > 1
@@ -97,9 +99,9 @@ def _text(value: float | None, factor: int, decimals: int, digits: int | None) -
     return f"{value * factor:,.{decimals}f}".replace("-", "\N{MINUS SIGN}")
 
 
-def _lines(records: Sequence[Mapping[str, Any]], columns: Sequence[_Column]) -> tuple[list[_Line], dict[str, int]]:
+def lines_of(records: Sequence[Mapping[str, Any]], columns: Sequence[_Column]) -> tuple[list[Line], dict[str, int]]:
     """The rows of a table, and the factor by which each column's texts are multiplied."""
-    lines = [_Line(record, {}, {}, set()) for record in records]
+    lines = [Line(record, {}, {}, set()) for record in records]
     factors = {}
     for key, _, better, most in columns:
         found = [_figure(record, key) for record in records]
@@ -121,7 +123,18 @@ def _lines(records: Sequence[Mapping[str, Any]], columns: Sequence[_Column]) -> 
     return lines, factors
 
 
-def _best(lines: Sequence[_Line]) -> _Line | None:
+def columns_of(records: Sequence[Mapping[str, Any]]) -> list[_Column]:
+    """The columns of these rows: without that of a second extractor where there was none.
+
+    Example:
+        >>> "fd_second" in [column.key for column in columns_of([{"figures": {"fd": 1.0}}])]
+        False
+    """
+    second = any(record["figures"].get("fd_second") is not None for record in records)
+    return [column for column in COLUMNS if second or column.key != "fd_second"]
+
+
+def _best(lines: Sequence[Line]) -> Line | None:
     """The row with the lowest FD that is no bound."""
     judged = [line for line in lines if line.values["fd"] is not None and not line.record["bound"]]
     return min(judged, key=lambda line: line.values["fd"] or 0.0, default=None)
@@ -257,9 +270,10 @@ def make_page(results: Mapping[str, Any], grids: Mapping[str, bytes]) -> dict[st
     focus, labels = _focus(results), {one["name"]: one["label"] for one in results["autoencoders"]}
     first, undecided = winner(results["rows"], labels) if not results.get("doubts") else (None, "")
     # The floor is measured as a generator would be; like a bound it is no candidate for the best.
-    (*lines, floor), factors = _lines([*results["rows"], {"figures": results["floor"], "bound": True}], _COLUMNS)
+    columns = columns_of(results["rows"])
+    (*lines, floor), factors = lines_of([*results["rows"], {"figures": results["floor"], "bound": True}], columns)
     pictures = _pictures(results, focus)
-    of: dict[str, list[_Line]] = {one["name"]: [] for one in results["autoencoders"]}
+    of: dict[str, list[Line]] = {one["name"]: [] for one in results["autoencoders"]}
     for line in lines:
         of[line.record["autoencoder"]].append(line)
 
@@ -268,9 +282,9 @@ def make_page(results: Mapping[str, Any], grids: Mapping[str, bytes]) -> dict[st
         return None if png is None else Picture("", png, None, f"A grid of images generated by {row['label']}")
 
     content = {
-        **{"results": results, "columns": _COLUMNS, "encoder_columns": _AUTOENCODER},
+        **{"results": results, "columns": columns, "encoder_columns": _AUTOENCODER},
         **{"lines": lines, "floor": floor, "factors": factors, "of": of, "focus": focus, "pictures": pictures},
-        "encoders": _lines(results["autoencoders"], _AUTOENCODER)[0],
+        "encoders": lines_of(results["autoencoders"], _AUTOENCODER)[0],
         "labels": labels,
         "generators": {row["generator"]: row["label"] for row in results["rows"]},
         "winner": next((line for line in lines if line.record is first), None),
@@ -280,35 +294,3 @@ def make_page(results: Mapping[str, Any], grids: Mapping[str, bytes]) -> dict[st
     }
     files = {f"compare/{name}": png for picture in pictures.values() for name, png in picture.files.items()}
     return {"compare/index.html": render(content, "compare.html.j2"), **files}
-
-
-def markdown_table(results: Mapping[str, Any]) -> str:
-    """The study's table in Markdown, a line for each row, grouped by autoencoder.
-
-    Args:
-        results: content of `compare/results.json`.
-
-    Returns:
-        The table with its heading, means ± standard deviations over seeds, ending in a newline.
-
-    Example:
-        >>> row = {"autoencoder": "vae", "label": "GMM", "bound": False, "figures": {"fd": 14.0, "mmd2": 2e-4}}
-        >>> results = {"extractor": {"figure": "FD-classifier"}, "autoencoders": [{"name": "vae", "label": "VAE"}]}
-        >>> print(markdown_table(results | {"rows": [row]}).splitlines()[2])
-        | VAE | GMM | 14.00 | – | – | – | – | – | 0.200 | – | – |
-    """
-    columns = [column for column in _COLUMNS if column.key in _MARKDOWN]
-    lines, factors = _lines(results["rows"], columns)
-    names = {"fd": results["extractor"]["figure"], "kid": "KID", "mmd2": "MMD²"}
-    headings = [names.get(c.key, c.heading.lower()) + (" · 1e3" if factors[c.key] == 1000 else "") for c in columns]
-    table = [["autoencoder", "latents", *headings], ["---"] * (len(headings) + 2)]
-    for one in results["autoencoders"]:
-        name = one["label"]
-        for line in (line for line in lines if line.record["autoencoder"] == one["name"]):
-            cells = [line.cells[column.key] for column in columns]
-            texts = [f"{cell.value} ± {cell.spread}" if cell.spread else cell.value for cell in cells]
-            table.append([name, line.record["label"] + (", the bound" if line.record["bound"] else ""), *texts])
-            name = ""  # once for its group
-    # A label may hold what Markdown or HTML would take for markup.
-    escaped = [[html.escape(cell, quote=False).replace("|", r"\|") for cell in cells] for cells in table]
-    return "".join("| " + " | ".join(cells) + " |\n" for cells in escaped)

@@ -184,7 +184,11 @@ class Schedule:
         records = await asyncio.gather(*(self.compute(judge_generator, cell) for cell in cells))
         if failed := _failed(cells, records):
             return failed
-        return {"setting": chosen, "candidates": table, "grid": f"{cells[0].folder}/grid.png"} | _over_seeds(records)
+        own = {"setting": chosen, "candidates": table, "grid": f"{cells[0].folder}/grid.png"}
+        # On validation images: what decides among generators, where one has to be named.
+        selected = [record["selection"] for record in records if record.get("selection") is not None]
+        own["selection"] = statistics.fmean(selected) if selected else None
+        return own | _over_seeds(records)
 
     async def rows(self, name: str, decoder: bool = False) -> dict[str, Any]:
         """Everything about one autoencoder, or about the same with its decoder trained on."""

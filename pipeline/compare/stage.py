@@ -14,10 +14,11 @@ import torch
 from ldcvae.variants import AUTOENCODERS, GENERATORS
 from pipeline import prepare
 from pipeline.compare.cells import DECODER, Cell, raised_formats
-from pipeline.compare.claims import goals
-from pipeline.compare.page import make_page, markdown_table
+from pipeline.compare.claims import against, goals
+from pipeline.compare.page import make_page
 from pipeline.compare.schedule import SELECTOR, Schedule
 from pipeline.compare.select import check_names, hours, possible_cells, remove_cells
+from pipeline.compare.tables import against_table, csv_table, markdown_table
 from pipeline.config.errors import ConfigError, PipelineError
 from pipeline.config.sections import Config
 from pipeline.judge.doubts import doubts, label_share
@@ -34,7 +35,7 @@ from pipeline.store.run import Run
 
 __all__ = ["run"]
 
-FORMAT = 1  # of results, claims and page; cells have numbers of their own; CONTRIBUTING.md says when to raise it
+FORMAT = 2  # of results, claims and page; cells have numbers of their own; CONTRIBUTING.md says when to raise it
 
 
 def _results(run: Run, reference: Reference, found: dict[str, dict[str, Any]]) -> dict[str, Any]:
@@ -66,7 +67,7 @@ def _results(run: Run, reference: Reference, found: dict[str, dict[str, Any]]) -
                 for part in ("figures", "spread"):
                     row[part]["seconds"] = None
     judge = reference.judge("test", evaluate.neighbours, torch.device("cpu"))
-    others = reference.extractor(some_images(split_images(run, "train"), evaluate.num_images, config.seed, "floor"))
+    others = some_images(split_images(run, "train"), evaluate.num_images, config.seed, "floor")
     results = {
         "schema": 1,
         "name": config.name,
@@ -78,7 +79,8 @@ def _results(run: Run, reference: Reference, found: dict[str, dict[str, Any]]) -
         "draws": evaluate.draws,
         "seeds": [config.seed + seed for seed in range(config.compare.seeds)],
         "extractor": reference.extractor.describe(),
-        "floor": judge.figures(others),
+        **({} if reference.second is None else {"second_extractor": reference.second.describe()}),
+        "floor": judge.of_images(others),
         "data": {"source": data.info["source"], "shape": list(run.shape)} | data.info["counts"],
         "budget": {
             "epochs": config.train.epochs,
@@ -101,6 +103,7 @@ def _results(run: Run, reference: Reference, found: dict[str, dict[str, Any]]) -
     results["doubts"] = doubts(results, label_share(data.info["label_counts"]))
     # What the figures cannot decide is neither met nor missed.
     results["goals"] = [] if results["doubts"] else _goals(rows)
+    results["against"] = [] if results["doubts"] else against(rows)
     if config.compare.decoder != "none":
         results["decoder"] = {"which": config.compare.decoder, "note": model.config.decoder_note}
     return results
@@ -221,9 +224,10 @@ def run(run: Run, force: bool = False, cells: Sequence[str] = (), retry_failed: 
 
 
 def _write(folder: Folder, results: dict[str, Any]) -> tuple[list[str], dict[str, Any]]:
-    table = markdown_table(results)
+    table = "\n".join(filter(None, [markdown_table(results), against_table(results)]))
     grids = {row["grid"]: folder.read(row["grid"]) for row in results["rows"] if folder.exists(row["grid"])}
     files = make_page(results, grids) | {"compare/results.md": table.encode()}
+    files["compare/results.csv"] = csv_table(results).encode()
     for name, content in files.items():
         folder.write(name, content)
     folder.write_json("compare/results.json", results)
@@ -231,6 +235,7 @@ def _write(folder: Folder, results: dict[str, Any]) -> tuple[list[str], dict[str
     for doubt in results["doubts"]:
         say(f"compare: WARNING: {doubt}; so no claim is decided")
     for goal in results["goals"]:
-        say(f"{'met' if goal['met'] else 'NOT met'}: {goal['claim']}: {goal['detail']}")
+        said = "met" if goal["met"] else "NOT met"
+        say(f"{said}: {goal['claim']}: {goal['detail']}")
     say(f"compare: {folder.url}/compare/index.html")
     return [*files, "compare/results.json"], {"goals": results["goals"], "failures": results["failures"]}

@@ -161,7 +161,7 @@ class SampleConfig(Section):
 class EvaluateConfig(Section):
     """Figures of merit."""
 
-    later = frozenset({"extractor_file"})
+    later = frozenset({"extractor_file", "second_extractor", "chain_kernels"})
 
     split: Literal["validation", "test"] = Field("test", description="choose on validation, report on test")
     extractor: Annotated[str, OneOf(EXTRACTORS, "auto")] = Field(
@@ -172,6 +172,9 @@ class EvaluateConfig(Section):
     extractor_file: str | None = Field(
         None,
         description="for extractor file: path or URL of a TorchScript network, images in [0, 1] -> features",
+    )
+    second_extractor: Annotated[str, OneOf(EXTRACTORS, "none")] = Field(
+        "none", description="another Frechet distance, in other features, beside each: one network is one view"
     )
     generators: list[one_of(GENERATORS)] = Field(  # type: ignore[valid-type]
         ["prior", "gaussian", "gmm", "langevin", "sampler", "encoder"],
@@ -185,12 +188,17 @@ class EvaluateConfig(Section):
     langevin_steps: Annotated[int, Field(ge=12)] = Field(
         120, description="steps of annealed Langevin, burn-in included"
     )
+    chain_kernels: Count | None = Field(
+        4096, description="encodings whose density the chains walk, a random choice; null: all, at so much more time"
+    )
     classifier_epochs: Count = Field(30, description="epochs of the feature classifier")
 
     def conflict(self) -> str:
         """Generators that are trained elsewhere, and an extractor without its file."""
-        if (self.extractor == "file") != (self.extractor_file is not None):
+        if ("file" in (self.extractor, self.second_extractor)) != (self.extractor_file is not None):
             return "extractor_file: extractor=file and extractor_file=PATH go together"
+        if self.second_extractor == self.extractor:
+            return f"second_extractor: is {self.extractor} too, and says nothing more"
         for name in self.generators:
             if "evaluate" not in GENERATORS[name].stages:
                 return f"generators: {name} is a net that `compare` trains; `evaluate` judges the run's own, sampler"

@@ -10,7 +10,7 @@ from ldcvae.training.encode import encode_split
 from ldcvae.training.world import keyed_generator
 from ldcvae.variants import GENERATORS
 from pipeline.judge.doubts import doubts, label_share
-from pipeline.judge.extractors import build_extractor
+from pipeline.judge.extractors import build_extractor, second_extractor
 from pipeline.judge.figures import DrawJudge, Judge
 from pipeline.judge.generators import fitted, read_keys
 from pipeline.remote.connect import run_on_accelerator
@@ -38,7 +38,9 @@ def _evaluate(run: Run) -> tuple[dict[str, Any], tuple[str, ...]]:
     device = process_device(config)
     model, extractor = load_model(run).to(device), build_extractor(run).to(device)
     held_out = split_images(run, settings.split)
-    judge = Judge(extractor, extractor(held_out), settings.neighbours, device)
+    other = second_extractor(run)
+    second = None if other is None else (other, other.to(device)(held_out))
+    judge = Judge(extractor, extractor(held_out), settings.neighbours, device, second)
 
     def noise(purpose: str, draw: int = 0) -> torch.Generator:
         return keyed_generator(device, config.seed, "evaluate", purpose, draw)
@@ -49,7 +51,7 @@ def _evaluate(run: Run) -> tuple[dict[str, Any], tuple[str, ...]]:
     del held_out  # one split in memory at a time
     train = split_images(run, "train")
     encodings = encode_split(model, train)
-    floor = judge.figures(extractor(some_images(train, settings.num_images, config.seed, "floor")))
+    floor = judge.of_images(some_images(train, settings.num_images, config.seed, "floor"))
     del train
     wanted = "held_out" in settings.generators
     validation = encode_split(model, split_images(run, "validation")) if wanted else None
@@ -69,6 +71,7 @@ def _evaluate(run: Run) -> tuple[dict[str, Any], tuple[str, ...]]:
         "schema": 1,
         "split": settings.split,
         "extractor": extractor.describe(),
+        **({} if other is None else {"second_extractor": other.describe()}),
         "num_images": settings.num_images,
         "num_reference": num_reference,
         "draws": settings.draws,
@@ -80,7 +83,7 @@ def _evaluate(run: Run) -> tuple[dict[str, Any], tuple[str, ...]]:
         "floor": floor,
         "generators": generators,
     }
-    return metrics, extractor.files
+    return metrics, (*extractor.files, *(() if other is None else other.files))
 
 
 def _decoder(config: LDCVAEConfig) -> dict[str, Any] | None:
@@ -120,15 +123,17 @@ def _tell(metrics: dict[str, Any]) -> None:
     """The table in the terminal."""
     figure = metrics["extractor"]["figure"]
     width = max(10, *(len(name) + 1 for name in metrics["generators"]))
-    say(
-        f"{'latents':{width}}{figure:>18}{'precision':>11}{'recall':>8}{'density':>9}{'coverage':>10}{'MMD²·1e3':>10}{'latents/s':>13}"
-    )
+    second = metrics["second_extractor"]["figure"] if "second_extractor" in metrics else None
+    headings = {"precision": 11, "recall": 8, "density": 9, "coverage": 10, "MMD²·1e3": 10, "latents/s": 13}
+    figures = {figure: 18} | ({second: 18} if second else {}) | headings
+    say(f"{'latents':{width}}" + "".join(f"{name:>{size}}" for name, size in figures.items()))
     if metrics["decoder"] is not None:
         say(f"all of them: {metrics['decoder']['note']}")
     for name, row in metrics["generators"].items():
         fd = f"{row['fd']:.3f} ± {row['spread']['fd']:.3f}"
+        other = f"{row['fd_second']:>10.4g} ± {row['spread']['fd_second']:<5.2g}" if second else ""
         say(
-            f"{name:{width}}{fd:>18}{row['precision']:>11.3f}{row['recall']:>8.3f}{row['density']:>9.3f}"
+            f"{name:{width}}{fd:>18}{other}{row['precision']:>11.3f}{row['recall']:>8.3f}{row['density']:>9.3f}"
             f"{row['coverage']:>10.3f}{row['mmd2'] * 1e3:>10.2f}{row['latents_per_s']:>13,.0f}"
         )
     say(

@@ -32,6 +32,7 @@ __all__ = [
     "from_file",
     "inception",
     "random_convolutions",
+    "second_extractor",
     "stored_classifier",
     "train_classifier",
 ]
@@ -302,3 +303,9 @@ def build_extractor(run: Run) -> Extractor:
     if name == "auto":
         name = "classifier" if run.data.info["classes"] else "random"
     return EXTRACTORS.find(name).build(run)
+
+
+def second_extractor(run: Run) -> Extractor | None:
+    """The other extractor that the configuration names, `evaluate.second_extractor`, or None."""
+    name = run.config.evaluate.second_extractor
+    return None if name == "none" else EXTRACTORS.find(name).build(run)

@@ -3,14 +3,14 @@
 One judge of images and one of draws, for every stage that judges: evaluate, tune, compare.
 """
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
 from functools import cached_property
 
 import torch
 from torch import Tensor
 
-from ldcvae.batches import Chunks, rows_at_a_time
+from ldcvae.batches import Chunks, batches, rows_at_a_time
 from ldcvae.encodings import Encodings
 from ldcvae.metrics.images import frechet_distance, kid, kid_within
 from ldcvae.metrics.latents import median_bandwidths, mmd2, mmd2_within, nearest_distance, sliced_wasserstein
@@ -18,7 +18,7 @@ from ldcvae.metrics.neighbours import ball_radii, prdc
 from ldcvae.metrics.reconstruction import reconstruction_error
 from ldcvae.model import LDCVAE
 from ldcvae.rivals.fitting import Draw
-from pipeline.judge.extractors import Extractor, build_extractor
+from pipeline.judge.extractors import Extractor, build_extractor, second_extractor
 from pipeline.judge.generators import timed_draw
 from pipeline.remote.connect import run_on_accelerator
 from pipeline.remote.device import process_device
@@ -30,7 +30,7 @@ __all__ = ["MAXIMISED", "DrawJudge", "Judge", "Reference", "decoded", "make_refe
 MAXIMISED = {"precision", "recall", "density", "coverage", "images_per_s"}
 """Figures of which more is better."""
 
-_MOST = 1000  # latents per pass of the decoder
+_MOST = 1000  # latents or images per pass of a network
 _ON_DEVICE = 2**27  # numbers of features compared where the images are made; more of them, in float64, on the CPU
 _PAIRED = 20_000  # images of a side of which all pairs are compared: that time goes with their square
 _NEAREST = 2000  # latents and encodings that distances to the nearest are taken over
@@ -44,15 +44,20 @@ class Reference:
         shape: (C, H, W) of the images.
         extractor: of features.
         features: split -> (n, k) features of its images.
+        second: another extractor, or None.
+        second_features: of that.
     """
 
     shape: tuple[int, int, int]
     extractor: Extractor
     features: dict[str, Tensor]
+    second: Extractor | None = None
+    second_features: dict[str, Tensor] = field(default_factory=dict)
 
     def judge(self, split: str, neighbours: int, device: torch.device) -> "Judge":
         """The judge that compares with the images of a split."""
-        return Judge(self.extractor, self.features[split], neighbours, device)
+        second = None if self.second is None else (self.second, self.second_features[split])
+        return Judge(self.extractor, self.features[split], neighbours, device, second)
 
 
 def _reference(job: tuple[Run, tuple[str, ...]]) -> Reference:
@@ -60,7 +65,13 @@ def _reference(job: tuple[Run, tuple[str, ...]]) -> Reference:
     run, splits = job
     extractor = build_extractor(run).to(process_device(run.config))
     features = {split: extractor(split_images(run, split)) for split in splits}
-    reference = Reference(run.shape, extractor.to(torch.device("cpu")), features)
+    second = second_extractor(run)
+    others = {}
+    if second is not None:
+        second = second.to(process_device(run.config))
+        others = {split: second(split_images(run, split)) for split in splits}
+        second = second.to(torch.device("cpu"))
+    reference = Reference(run.shape, extractor.to(torch.device("cpu")), features, second, others)
     torch.cuda.empty_cache()  # this process only waits from here on, while cells or trials want the GPU's memory
     return reference
 
@@ -88,6 +99,10 @@ def _spaced(features: Tensor) -> Tensor:
     return features[torch.arange(_PAIRED, device=features.device) * len(features) // _PAIRED]
 
 
+def _placed(features: Tensor, device: torch.device) -> Tensor:
+    return features.to(device) if features.numel() <= _ON_DEVICE else features.cpu()
+
+
 class Judge:
     """Judges generated images by their features.
 
@@ -98,11 +113,20 @@ class Judge:
         real: (m, k) features of the real images.
         neighbours: k of precision, recall, density, coverage.
         device: where images come from.
+        second: another extractor and its features of the real images; adds the figure `fd_second`.
     """
 
-    def __init__(self, extractor: Extractor, real: Tensor, neighbours: int, device: torch.device):
+    def __init__(
+        self,
+        extractor: Extractor,
+        real: Tensor,
+        neighbours: int,
+        device: torch.device,
+        second: tuple[Extractor, Tensor] | None = None,
+    ):
         self.extractor, self.neighbours = extractor.to(device), neighbours
-        self.real = real.to(device) if real.numel() <= _ON_DEVICE else real.cpu()
+        self.real = _placed(real, device)
+        self.second = None if second is None else (second[0].to(device), _placed(second[1], device))
 
     @cached_property
     def _radii(self) -> Tensor:
@@ -117,8 +141,21 @@ class Judge:
         """The Fréchet distance of features (n, k) alone: the other figures take longer than drawing the images."""
         return frechet_distance(features.to(self.real.device), self.real)
 
+    def judged(self, parts: Iterable[Tensor]) -> dict[str, float]:
+        """All figures of images that come in parts, (n, C, H, W) each."""
+        if self.second is None:
+            return self.figures(self.extractor.of(parts))
+        second, real = self.second
+        pairs = [(self.extractor.of([part]), second.of([part])) for part in parts]
+        features, others = (torch.cat(of) for of in zip(*pairs, strict=True))
+        return self.figures(features) | {"fd_second": frechet_distance(others.to(real.device), real)}
+
+    def of_images(self, images: Tensor | Chunks) -> dict[str, float]:
+        """All figures of images (N, C, H, W), in memory or on storage."""
+        return self.judged(batches(images, _MOST))
+
     def figures(self, features: Tensor) -> dict[str, float]:
-        """All figures of features (n, k)."""
+        """All figures of features (n, k), which know nothing of a second extractor."""
         features = features.to(self.real.device)
         real, fake = _spaced(self.real), _spaced(features)
         quality = prdc(real, fake, k=self.neighbours, radii=self._radii)
@@ -184,7 +221,7 @@ class DrawJudge:
         )  # the first call of a net pays for its set-up
         for number, truth in enumerate(self.truths):
             latents, rate = timed_draw(draw, self.count, self.noise(name, number))
-            figures = self.judge.figures(self.judge.extractor.of(decoded(self.model, latents)))
+            figures = self.judge.judged(decoded(self.model, latents))
             u = self.model.whitening.whiten(latents)
             figures["mmd2"] = mmd2(u, truth, self.bandwidths, within=self._within[number])
             figures["sliced_wasserstein"] = sliced_wasserstein(u, truth, generator=self.noise("slices", number))

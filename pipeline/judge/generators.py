@@ -40,6 +40,7 @@ def budget_of(config: Config) -> Budget:
         sampler=config.sampler,
         components=config.evaluate.gmm_components,
         chain_steps=config.evaluate.langevin_steps,
+        chain_kernels=config.evaluate.chain_kernels,
         euler_steps=config.compare.euler_steps,
         bandwidths={name: tuple(bandwidths[one.bandwidths]) for name, one in DIRECTIONS.items()},  # type: ignore[arg-type]
     )

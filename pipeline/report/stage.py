@@ -39,6 +39,7 @@ FORMAT = 2  # of the page and its pictures; CONTRIBUTING.md says when to raise i
 
 SHOWN = ("data", "train", "samples", "evaluation")  # stages that every page is made of
 COLUMNS = ("fd", "kid", "precision", "recall", "density", "coverage", "mmd2", "sliced_wasserstein", "latents_per_s")
+SECOND = "fd_second"  # a column more, after the first, where there was a second extractor
 MAX_POINTS = 2000  # of each cloud in the latent plane; more only makes blots
 
 
@@ -79,6 +80,10 @@ def _one_pass(config: Config, generators: Iterable[str]) -> list[str]:
     return [one.name for one in known if one.kind != "bound" and one.passes(budget, config.model.latent_dim) <= 1]
 
 
+def _columns(metrics: Mapping[str, Any]) -> tuple[str, ...]:
+    return (*COLUMNS[:1], SECOND, *COLUMNS[1:]) if "second_extractor" in metrics else COLUMNS
+
+
 def _table(
     metrics: Mapping[str, Any], config: Config, names: Mapping[str, str], share_of_label: float | None
 ) -> dict[str, Any]:
@@ -86,7 +91,7 @@ def _table(
     rows = dict(metrics["generators"]) | {key: metrics[key] for key in ("floor", "reconstruction") if key in metrics}
     cells: dict[str, dict[str, Entry]] = {key: {} for key in rows}
     factors = {}
-    for column in COLUMNS:
+    for column in _columns(metrics):
         values = [row.get(column) for row in rows.values()]
         spreads = [(row.get("spread") or {}).get(column) for row in rows.values()]
         formatted, factors[column] = format_column(
@@ -219,7 +224,7 @@ def _make(run: Run, manifests: dict[str, Manifest]) -> tuple[list[str], dict[str
             "config": config,
             "config_yaml": dump_yaml(config),
             "metrics": metrics,
-            "columns": COLUMNS,
+            "columns": _columns(metrics),
             "names": names,
             "galleries": galleries,
             "planes": planes,

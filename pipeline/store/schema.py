@@ -57,6 +57,7 @@ class TuneInfo(TypedDict):
 class _Goal(TypedDict):
     claim: str
     met: bool
+    verdict: NotRequired[str]
     detail: str
 
 
@@ -91,6 +92,7 @@ class _Extractor(TypedDict):
 @_open
 class _Row(TypedDict, total=False):
     fd: _Number
+    fd_second: _Number
     kid: _Number
     precision: _Number
     recall: _Number
@@ -110,6 +112,7 @@ class Metrics(TypedDict):
 
     split: str
     extractor: _Extractor
+    second_extractor: NotRequired[_Extractor]
     num_images: _Count
     draws: _Count
     generators: dict[str, _Row]

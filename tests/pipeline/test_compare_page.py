@@ -1,6 +1,7 @@
 """The page of a study: whole, safe, self-contained and sortable; and its table in Markdown."""
 
 import base64
+import csv
 import hashlib
 import html
 import io
@@ -14,7 +15,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipeline.compare.page import make_page, markdown_table, speed
+from pipeline.compare.page import make_page, speed
+from pipeline.compare.tables import against_table, csv_table, markdown_table
 from pipeline.judge.pages.pictures import DARK, LIGHT, image_grid
 
 ATTACK = "GMM <b>& | co"
@@ -22,7 +24,7 @@ FD = {"prior": 47.0, "gmm": 14.0, "score_difference": 10.5, "encoder": 9.5}
 LABELS = {"prior": "prior N(0, I)", "gmm": ATTACK, "score_difference": "sampler net", "encoder": "encoder posterior"}
 LOW = ("fd", "kid", "mmd2", "sliced_wasserstein", "seconds", "peak_mb")
 HIGH = ("precision", "recall", "density", "coverage", "latents_per_s")
-COLUMNS = (*LOW[:2], *HIGH[:4], *LOW[2:4], "nearest", "latents_per_s", "passes", *LOW[4:])
+COLUMNS = (*LOW[:2], *HIGH[:4], *LOW[2:4], "nearest", "latents_per_s", "passes", "tried", *LOW[4:])
 
 
 def over_seeds(means, seeds):
@@ -284,7 +286,7 @@ def test_a_lead_within_the_spread_over_seeds_is_no_lead():
     shown, _ = lead(results)
     assert "is that of" not in shown
     assert re.search(
-        r"No pair is clearly the best: sampler net on .* and sampler net on .* differ by .* a spread", shown
+        r"No pair is clearly the best: sampler net on .* and sampler net on .* differ by .* 95 % interval", shown
     )
 
 
@@ -318,7 +320,7 @@ def test_markdown_has_a_line_for_each_row(made):
     assert len(lines) == 2 + len(results["rows"])
     heading, rule, *rows = ([part.strip() for part in re.split(r"(?<!\\)\|", line)[1:-1]] for line in lines)
     assert heading[:8] == ["autoencoder", "latents", "FD-classifier", "KID", *HIGH[:4]]
-    assert heading[8:] == ["MMD² · 1e3", "latents/s", "training, s"]
+    assert heading[8:] == ["MMD² · 1e3", "latents/s", "settings tried", "training, s"]
     assert set(rule) == {"---"}
     assert {len(row) for row in rows} == {len(heading)}
     assert [row[0] for row in rows] == ["beta-VAE", "", "", "", "LDC-VAE, SVGD encoder", "", "", ""]
@@ -326,6 +328,41 @@ def test_markdown_has_a_line_for_each_row(made):
     assert rows[7][1] == "encoder posterior, the bound"
     assert rows[6][2] == ("10.50 ± 0.10" if len(results["seeds"]) > 1 else "10.50")
     assert rows[1][3] == "–"
+
+
+def test_a_second_extractor_and_the_net_against_each_have_columns_of_their_own():
+    results = study()
+    one = {"generator": "gmm", "label": ATTACK, "decoder": False, "pairs": 6, "ahead": 5, "mean": 3.5}
+    rows = [one | {"low": 3.1, "high": 3.9, "verdict": "better"}]
+    rows += [one | {"decoder": True, "low": None, "high": None, "verdict": "not distinguishable"}]
+    results |= {"against": rows, "second_extractor": {"name": "random", "figure": "FD-random"}}
+    for row in results["rows"]:
+        row["figures"]["fd_second"], row["values"]["fd_second"] = 0.5, [0.4, 0.5, 0.6]
+        row["spread"]["fd_second"] = 0.1
+    page = make_page(results, {})["compare/index.html"].decode()
+    assert "5 of 6" in page
+    assert "3.10 to 3.90" in page
+    assert "not distinguishable" in page
+    assert "0.500" in page
+    assert "FD-random" in markdown_table(results).splitlines()[0]
+    lines = against_table(results).splitlines()
+    assert lines[2].startswith(r"| GMM &lt;b&gt;&amp; \| co | 5 of 6 | 3.50 | 3.10 to 3.90 | better")
+    assert lines[3].endswith("with phase decoder | 5 of 6 | 3.50 | – | not distinguishable |")
+    assert against_table(study()) == ""
+
+
+def test_the_csv_has_every_row_and_seed(made):
+    results = made[0]
+    rows = list(csv.DictReader(io.StringIO(csv_table(results))))
+    assert len(rows) == len(results["rows"]) * len(results["seeds"])
+    for row, (expected, number) in zip(
+        rows, ((one, k) for one in results["rows"] for k in range(len(results["seeds"]))), strict=True
+    ):
+        assert row["label"] == expected["label"]
+        assert float(row["fd"]) == expected["values"]["fd"][number]
+        assert row["kid"] == (
+            "" if expected["values"]["kid"][number] is None else str(expected["values"]["kid"][number])
+        )
 
 
 # In a browser

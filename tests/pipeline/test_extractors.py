@@ -4,9 +4,11 @@ import numpy as np
 import pytest
 import torch
 
+from ldcvae.metrics.images import frechet_distance
 from pipeline.config.errors import ConfigError, PipelineError
 from pipeline.config.load import load_config, override
-from pipeline.judge.extractors import _accuracy, build_extractor, train_classifier
+from pipeline.judge.extractors import _accuracy, build_extractor, random_convolutions, train_classifier
+from pipeline.judge.figures import Judge, make_reference
 from pipeline.store.data.shards import Images, load_split, write_split
 from pipeline.store.data.stored import StoredSplit
 from pipeline.store.folder import sha256
@@ -236,3 +238,20 @@ def test_files_that_are_no_extractor_name_the_key(tmp_path):
     for half in ({"evaluate.extractor": "file"}, {"evaluate.extractor_file": "a.pt"}):
         with pytest.raises(ConfigError, match=r"extractor_file: extractor=file and extractor_file=PATH go together"):
             under(run, half)
+
+
+def test_a_second_extractor_adds_its_own_distance_and_changes_nothing_else(tmp_path):
+    run = under(make_run(tmp_path), {"evaluate.second_extractor": "random"})
+    reference = make_reference(run, "validation", "test")
+    assert reference.second.figure == "FD-random"
+    made, cpu = images(70), torch.device("cpu")
+    both = reference.judge("test", 3, cpu).of_images(made)
+    alone = Judge(reference.extractor, reference.features["test"], 3, cpu).of_images(made)
+    second = random_convolutions(run)
+    assert both.pop("fd_second") == pytest.approx(
+        frechet_distance(second(made), second(load_split(run, "test").pixels)), rel=1e-6
+    )
+    assert both == pytest.approx(alone, rel=1e-6)
+    assert make_reference(under(run, {"evaluate.second_extractor": "none"}), "test").second is None
+    with pytest.raises(ConfigError, match="second_extractor: is random too"):
+        under(run, {"evaluate.extractor": "random"})

@@ -1,6 +1,7 @@
 """A run folder made by version 0.1 is read as it lies there: nothing in it is stale, nothing of it is lost."""
 
 import html
+import json
 import os
 import re
 import shutil
@@ -66,6 +67,20 @@ def test_its_page_is_made_and_names_the_generators(storage):
     for picture in ("samples", "reconstructions", "interpolations", "distances", "latents-prior", "latents-sampler"):
         assert (storage / f"run-0.1/report/{picture}.png").read_bytes()[1:4] == b"PNG"
     assert "report: up to date" in run("report", storage)
+
+
+@pytest.mark.slow
+def test_it_is_judged_by_a_second_extractor_too(tmp_path):
+    storage = tmp_path
+    shutil.copytree(OLD, storage / "run-0.1")
+    said = run("evaluate", storage, "evaluate.second_extractor=random", "evaluate.chain_kernels=null")
+    assert re.search(r"latents +FD-classifier +FD-random +precision", said)
+    metrics = json.loads((storage / "run-0.1/evaluation/metrics.json").read_text())
+    assert metrics["second_extractor"]["figure"] == "FD-random"
+    rows = [*metrics["generators"].values(), metrics["floor"]]
+    assert all(row["fd_second"] > 0 for row in rows)
+    run("report", storage, "evaluate.second_extractor=random", "evaluate.chain_kernels=null")
+    assert "FD-random&nbsp;" in (storage / "run-0.1/report/index.html").read_text()
 
 
 @pytest.mark.slow
