@@ -170,6 +170,21 @@ def table(folder: Path) -> None:
                 print(f"| {title} | {' | '.join(cells)} |")
 
 
+def as_csv(folder: Path) -> str:
+    """A line for each d, seed, decoder, extractor, row and draw."""
+    lines = ["d,seed,decoder,extractor,latents,draw,fd,kid,precision,recall,density,coverage"]
+    for (dim, seed), where in sorted(autoencoders(folder).items()):
+        record = json.loads((where / "rivals.json").read_text()) if (where / "rivals.json").exists() else {}
+        for row, found in record.items():
+            for which, judged in found["figures"].items():
+                for extractor, figures in judged.items():
+                    names = lines[0].split(",")[6:]
+                    for draw, values in enumerate(zip(*(figures[name] for name in names), strict=True)):
+                        about = f"{dim},{seed},{which.partition('-')[0]},{extractor},{row},{draw}"
+                        lines.append(about + "".join(f",{value:.6g}" for value in values))
+    return "\n".join(lines) + "\n"
+
+
 def of_row(record: dict[str, Any], row: str, which: str, extractor: str) -> dict[str, list[float]] | None:
     """figure -> values over draws, of one autoencoder; None if it was not judged."""
     return record.get(row, {}).get("figures", {}).get(which, {}).get(extractor)
@@ -188,7 +203,7 @@ def cell(records: list[dict[str, Any]], row: str, which: str, extractor: str) ->
     ]
     ahead = [statistics.fmean(other["fd"]) - statistics.fmean(net["fd"]) for net, other in nets if net and other]
     if row != "sampler" and len(ahead) > 1:
-        text += f"; {statistics.fmean(ahead):+.2f} ± {spread_of(ahead) / len(ahead) ** 0.5:.2g}"
+        text += f"; {statistics.fmean(ahead):+.3g} ± {spread_of(ahead) / len(ahead) ** 0.5:.2g}"
     return text
 
 
@@ -203,8 +218,11 @@ def main() -> None:
     parser.add_argument(
         "--rival-steps", type=int, help="of flow matching and MeanFlow, in place of the net's seconds"
     )
+    parser.add_argument("--csv", action="store_true", help="print every draw's figures and stop")
     parser.add_argument("--table", action="store_true", help="print what is done and stop")
     arguments = parser.parse_args()
+    if arguments.csv:
+        return print(as_csv(Path(arguments.folder)), end="")
     if arguments.table:
         return table(Path(arguments.folder))
     keep_freed_memory()
