@@ -74,7 +74,7 @@ def test_a_foreign_script_style_or_font_would_be_seen():
     assert Loads(page).found == ["https://a/x.css", "//b/x.js", "https://c/x.woff", "https://d/y.css"]
 
 
-@pytest.mark.parametrize("page", ["README.md", "docs/autoencoders.md"])
+@pytest.mark.parametrize("page", ["README.md", "docs/tutorial.md", "docs/autoencoders.md"])
 def test_the_code_that_a_page_shows_runs(page, tmp_path, monkeypatch):
     """One block after the other, as a reader would paste them."""
     monkeypatch.chdir(tmp_path)

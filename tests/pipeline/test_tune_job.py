@@ -1,4 +1,4 @@
-"""The blocks of README.md and docs/tuning.md that submit a Ray job, run as they stand on loopback."""
+"""The blocks of docs/stages.md and docs/tuning.md that submit a Ray job, run as they stand on loopback."""
 
 import os
 import re
@@ -16,9 +16,9 @@ from optuna.storages.journal import JournalFileBackend
 from optuna.trial import TrialState
 from processes import ROOT, TINY
 
-BLOCK, README = (
+BLOCK, STAGES = (
     re.search(r"^```sh\n(export RAY_AUTH_MODE=token\n.*?)^```", (ROOT / name).read_text(), re.M | re.S)[1]
-    for name in ("docs/tuning.md", "README.md")
+    for name in ("docs/tuning.md", "docs/stages.md")
 )
 SEARCH = ["tune.num_samples=2", "tune.num_images=200", "tune.draws=1", "tune.reports=2", "sampler.particles=128"]
 
@@ -78,7 +78,7 @@ def cluster(tmp_path_factory):
 
 
 def test_the_readmes_block_is_the_one_that_runs_here_with_another_stage():
-    assert BLOCK.replace("python -m pipeline.tune", "python -m pipeline.run") == README
+    assert BLOCK.replace("python -m pipeline.tune", "python -m pipeline.run") == STAGES
 
 
 @pytest.mark.slow
