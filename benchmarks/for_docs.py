@@ -1,10 +1,10 @@
-"""What the documentation shows of finished runs: every draw's figures as CSV, quality against speed, a wall of images.
+"""What the documentation shows of finished runs: every draw as CSV, quality against speed, a wall of images.
 
     python benchmarks/for_docs.py runs/mnist-1 runs/mnist-2 --name mnist
 
-writes docs/results/mnist.csv, docs/images/mnist-speed.png and docs/images/mnist-wall.png; the pictures are of the first
-run. The wall has a row each of test images, N(0, I), a mixture of ten Gaussians, the sampler net, each decoded by the
-same decoder, and the sampler net before phase `decoder`, where there was one. Nothing is selected.
+writes docs/results/mnist.csv, docs/images/mnist-speed.png and docs/images/mnist-wall.png; the pictures are of the
+first run. The wall has a row each of test images, N(0, I), a mixture of ten Gaussians, the sampler net before phase
+`decoder`, where there was one, and after it, each decoded by the same decoder. Nothing is selected.
 """
 
 import argparse

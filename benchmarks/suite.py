@@ -36,6 +36,8 @@ SCRIPTS = {
     "sampler_speed": [],
     "tune_sharing": [],
     "streaming": [],
+    "sampling": [],
+    "seconds_to_mmd2": ["--steps", "100", "300", "1000"],
 }
 
 

@@ -58,6 +58,7 @@ _AUTOENCODER = (
 )
 _MARKERS = (*"os^vD<>dp", (4, 1, 0), (4, 1, 45), "H")  # a generator has its own, as colours come again
 _NET_MARKERS = "P*X8p"  # the nets all have the sampler's colour
+_DASHES = ((4, 3), (1, 2))  # of the bounds
 _COLOURS = {  # Okabe and Ito's, those that show on the page's background and are not near the sampler nets'
     LIGHT: ("#0072b2", "#009e73", "#cc79a7", "#56b4e9", "#5f6772"),
     DARK: ("#56b4e9", "#009e73", "#cc79a7", "#f0e442", "#9aa3af"),
@@ -148,7 +149,7 @@ def _gibbs(name: str) -> bool:
 
 def _nets() -> dict[str, str]:
     """Marker of every sampler net."""
-    names = [name for name, record in GENERATORS.items() if record.kind == "net"]
+    names = [name for name, record in GENERATORS.items() if record.kind in ("net", "own")]
     return dict(zip(names, itertools.cycle(_NET_MARKERS), strict=False))
 
 
@@ -181,7 +182,7 @@ def speed(
 
     Args:
         panels: an autoencoder's label -> its rows of `results.json`; a row without FD or latents/s is left out. The
-            bound is no generator and has a dashed line at its FD.
+            bounds are no generators and have dashed lines at their FD.
         names: a generator's label -> its key, in the order of the legend; bounds are not among them.
         label: of the distance.
         theme: colours.
@@ -193,7 +194,11 @@ def speed(
     """
     columns = min(2, len(panels))
     grid = math.ceil(len(panels) / columns), columns
-    dashed: dict[str, Any] = {"color": theme.muted, "linewidth": 1.2, "linestyle": (0, (4, 3))}
+    bounds = list(dict.fromkeys(row["label"] for rows in panels.values() for row in rows if row["bound"]))
+    dashed: dict[str, dict[str, Any]] = {
+        label: {"color": theme.muted, "linewidth": 1.2, "linestyle": (0, dashes)}
+        for label, dashes in zip(bounds, itertools.cycle(_DASHES), strict=False)
+    }
     marks = _marks(names, theme)
     height = (3.2 if columns == 1 else 2.7) * grid[0] + 0.22 * math.ceil((len(names) + 1) / 2) + 0.4
     figure, first = new_figure(5.4, height, theme, *grid, 1)
@@ -209,7 +214,7 @@ def speed(
                 continue
             distances.append(fd)
             if row["bound"]:
-                axes.axhline(fd, **dashed)
+                axes.axhline(fd, **dashed[row["label"]])
             else:
                 axes.errorbar(rate, fd, _figure(row, "fd")[1], elinewidth=1.2, **marks[row["label"]])
     first.set_xscale("log")
@@ -220,8 +225,9 @@ def speed(
     figure.supxlabel("latents per second", fontsize=11, color=theme.muted)
     figure.supylabel(label, fontsize=11, color=theme.muted)
     legend = [Line2D([], [], label=label, **mark) for label, mark in marks.items()]
-    if any(row["bound"] for rows in panels.values() for row in rows):
-        legend.append(Line2D([], [], label="bound: encoder posterior", **dashed))
+    legend += [
+        Line2D([], [], label=f"bound: {label.removeprefix('encoder ')}", **line) for label, line in dashed.items()
+    ]
     figure.legend(handles=legend, loc="outside upper left", ncols=2, frameon=False, fontsize=10, labelcolor=theme.ink)
     return png_bytes(figure)
 
