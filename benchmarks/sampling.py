@@ -25,7 +25,7 @@ from ldcvae.model import LDCVAE
 from ldcvae.training.base import fit_base
 from ldcvae.training.heap import keep_freed_memory
 from pipeline.config.load import load_config
-from pipeline.sample import stage
+from pipeline.sample import draw
 from pipeline.store.model import build_model
 from pipeline.store.run import open_run
 
@@ -56,10 +56,10 @@ def write(images: int, storage: str) -> dict[str, float]:
         torch.randn(2000, config.model.latent_dim), torch.full((2000, config.model.latent_dim), -2.0)
     )
     fit_base(model, encodings, config.sampler, 0)
-    stage._model = lambda *_: model  # type: ignore[assignment]
+    draw._model = lambda *_: model  # type: ignore[assignment]
     LDCVAE.sample_latents = timed("sampler net", LDCVAE.sample_latents)  # type: ignore[method-assign]
     LDCVAE.decode = timed("decoder", LDCVAE.decode)  # type: ignore[method-assign]
-    stage.encode_shard = timed("parquet", stage.encode_shard)
+    draw.encode_shard = timed("parquet", draw.encode_shard)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     started = time.perf_counter()
     for batch, first in enumerate(range(0, images, size)):
@@ -71,7 +71,7 @@ def write(images: int, storage: str) -> dict[str, float]:
             "digest": "",
             "device": "cpu",
         }
-        stage._write_batch(job)
+        draw._write_batch(job)
     whole = time.perf_counter() - started
     peak = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
     return {"images": images, "seconds": whole, "peak_mib": peak} | dict(SPENT)

@@ -167,7 +167,7 @@ def main(stage: str, arguments: Sequence[str] | None = None) -> None:
 
 
 def _quiet() -> None:
-    from ldcvae.training.heap import keep_freed_memory  # imports torch, which a wrong configuration need not wait for
+    from ldcvae.training.heap import keep_freed_memory
 
     keep_freed_memory()
     warnings.filterwarnings("ignore", category=FutureWarning)

@@ -6,8 +6,6 @@ import re
 import sys
 from pathlib import Path
 
-import torch
-
 __all__ = ["give_back_excess", "keep_freed_memory", "peak_mb", "reset_peak"]
 
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # glibc's malloc.h
@@ -67,6 +65,8 @@ def give_back_excess(limit_mb: float = 1024.0) -> bool:
 
 def reset_peak() -> None:
     """Start measuring anew: give freed memory back and forget the peak (Linux, where the kernel lets us)."""
+    import torch  # here, as keeping memory, of a run that is done already too, needs none of it
+
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
     _trim()
@@ -85,6 +85,8 @@ def peak_mb() -> float | None:
         >>> (peak_mb() or 1) > 0
         True
     """
+    import torch
+
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated() / 1e6
     status = Path("/proc/self/status")

@@ -15,8 +15,8 @@ from ldcvae.encodings import Encodings
 from ldcvae.model import LDCVAE
 from ldcvae.variants import AUTOENCODERS, GENERATORS
 from pipeline.config.errors import PipelineError
+from pipeline.config.load import read_keys
 from pipeline.config.sections import Config
-from pipeline.judge.generators import read_keys
 from pipeline.remote.failures import kind_of_record
 from pipeline.store.folder import Folder, fingerprint, sha256
 from pipeline.store.model import build_model, perceptual_content

@@ -280,3 +280,14 @@ def _type_name(annotation: Any, rules: Sequence[Any] = ()) -> str:
     if arguments:
         return "|".join("null" if part is type(None) else _type_name(part) for part in arguments)
     return getattr(annotation, "__name__", str(annotation))
+
+
+def read_keys(config: Config, keys: tuple[str, ...]) -> dict[str, object]:
+    """Dotted keys of a configuration and their values, as JSON has them.
+
+    Example:
+        >>> read_keys(Config(), ("sampler.steps", "compare.euler_steps"))
+        {'sampler.steps': 2000, 'compare.euler_steps': 50}
+    """
+    content = config.model_dump(mode="json")
+    return {key: content[section][name] for key in keys for section, _, name in [key.partition(".")]}

@@ -10,22 +10,12 @@ from ldcvae.encodings import Encodings
 from ldcvae.model import LDCVAE
 from ldcvae.rivals.fitting import Budget, Draw, Fitting
 from ldcvae.variants import DIRECTIONS, GENERATORS
+from pipeline.config.load import read_keys
 from pipeline.config.sections import Config
 
-__all__ = ["budget_of", "fitted", "read_keys", "timed_draw"]
+__all__ = ["budget_of", "fitted", "timed_draw"]
 
 _LEAST_SECONDS = 0.1
-
-
-def read_keys(config: Config, keys: tuple[str, ...]) -> dict[str, object]:
-    """Dotted keys of a configuration and their values, as JSON has them.
-
-    Example:
-        >>> read_keys(Config(), ("sampler.steps", "compare.euler_steps"))
-        {'sampler.steps': 2000, 'compare.euler_steps': 50}
-    """
-    content = config.model_dump(mode="json")
-    return {key: content[section][name] for key in keys for section, _, name in [key.partition(".")]}
 
 
 def budget_of(config: Config) -> Budget:

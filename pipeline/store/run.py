@@ -166,6 +166,19 @@ class Run:
         )
         return manifest if whole else None
 
+    def done(self, stage: str, depends_on: Mapping[str, Any], format: int = 1) -> Manifest | None:
+        """The manifest, if the stage is done for the same inputs, which is said; before anything heavy is imported.
+
+        Args:
+            stage: name of the stage's folder.
+            depends_on: as `stage` takes it; format likewise.
+            format: see `depends_on`.
+        """
+        current = self._current(stage, _fingerprint(stage, depends_on, format))
+        if current is not None:
+            say(f"{stage}: up to date, {self.folder.url}/{stage}")
+        return current
+
     def stage(
         self,
         stage: str,
@@ -187,10 +200,9 @@ class Run:
         Returns:
             The manifest, new or as it was.
         """
-        wanted = fingerprint(at_format({"version": _VERSION, "stage": stage, **depends_on}, format))
-        if not force and (current := self._current(stage, wanted)) is not None:
-            say(f"{stage}: up to date, {self.folder.url}/{stage}")
+        if not force and (current := self.done(stage, depends_on, format)) is not None:
             return current
+        wanted = _fingerprint(stage, depends_on, format)
         self.folder.write("config.yaml", dump_yaml(self.config).encode())
         # From here until the end the folder's content is in flux: without a manifest nobody takes it for whole.
         self._manifests.pop(stage, None)
@@ -210,6 +222,10 @@ class Run:
         self._manifests[stage] = manifest
         say(f"{stage}: done in {seconds:.0f} s, {self.folder.url}/{stage}")
         return manifest
+
+
+def _fingerprint(stage: str, depends_on: Mapping[str, Any], format: int) -> str:
+    return fingerprint(at_format({"version": _VERSION, "stage": stage, **depends_on}, format))
 
 
 def _flat(content: Mapping[str, Any]) -> dict[str, Any]:

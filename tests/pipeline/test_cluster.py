@@ -10,7 +10,7 @@ from pipeline.config.load import load_config, parse_config
 from pipeline.remote.connect import connect
 from pipeline.remote.hardware import place_workers, room
 from pipeline.store.run import open_run
-from pipeline.train.stage import _check
+from pipeline.train.fit import check
 
 
 @pytest.mark.parametrize(
@@ -53,7 +53,7 @@ def test_every_number_of_workers_in_a_range_must_divide_the_batch(tmp_path):
     run = open_run(parse_config(settings | {"storage": str(tmp_path)}))  # as Python gives it, past the command line
     run.stage("data", {}, lambda _: ([], {"shape": [1, 8, 8], "counts": {"train": 1294}}))
     with pytest.raises(ConfigError) as error:
-        _check(run)
+        check(run)
     assert "train.batch_size: 64 does not divide over train.num_workers=[1, 4] (3 of them)" in str(error.value)
     assert "sampler.particles" not in str(error.value)
 

@@ -22,7 +22,7 @@ from pipeline.judge.figures import make_reference
 from pipeline.store.data.shards import load_split
 from pipeline.store.model import build_model, load_before
 from pipeline.store.run import open_run
-from pipeline.train.stage import _check
+from pipeline.train.fit import check
 from pipeline.train.worker import _explain
 from pipeline.tune.space import build_space
 from pipeline.tune.trial import Trial, phases_of, run_trial
@@ -153,17 +153,17 @@ def test_later_keys_are_kept_only_where_they_say_something():
 
 def test_what_cannot_be_trained_is_told_before_ray_starts(tmp_path):
     config = load_config(OLD / "config.yaml", [f"storage={OLD.parent}", "name=run-0.1", "decoder.epochs=1"])
-    _check(open_run(config))
+    check(open_run(config))
     missing = {"decoder.perceptual": 1.0, "decoder.perceptual_weights": str(tmp_path / "none.pt")}
     with pytest.raises(ConfigError, match=r"decoder\.perceptual_weights: .*none\.pt does not exist"):
-        _check(open_run(override(config, missing)))
+        check(open_run(override(config, missing)))
     with pytest.raises(ConfigError, match=r"decoder\.batch_size: 7 does not divide over train\.num_workers=2"):
         load_config(None, ["decoder.epochs=1", "decoder.batch_size=7", "train.num_workers=2"])
     with pytest.raises(ConfigError, match="'mlp' does not upsample"):
-        _check(open_run(override(config, {"model.network": "mlp", "model.upsample": "nearest"})))
+        check(open_run(override(config, {"model.network": "mlp", "model.upsample": "nearest"})))
     with pytest.raises(ConfigError, match=r"sampler\.base_components: 1,001, with 100 training images"):
-        _check(open_run(override(config, {"sampler.base_components": 1001})))
-    _check(open_run(override(config, {"sampler.base_components": 1001, "sampler.base": "normal"})))
+        check(open_run(override(config, {"sampler.base_components": 1001})))
+    check(open_run(override(config, {"sampler.base_components": 1001, "sampler.base": "normal"})))
 
 
 def test_a_loss_that_is_not_finite_names_the_rate_to_lower():

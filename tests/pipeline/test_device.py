@@ -19,7 +19,7 @@ from pipeline.judge import figures
 from pipeline.judge.extractors import Extractor
 from pipeline.judge.figures import make_reference
 from pipeline.remote import connect, device
-from pipeline.sample import stage
+from pipeline.sample import draw
 from pipeline.store.data.shards import decode_shard
 from pipeline.store.run import open_run
 
@@ -121,10 +121,10 @@ def test_images_are_drawn_on_one_kind_of_device_by_any_number_of_workers(opened,
         seen.append(([job["device"] for job in jobs], workers, resources))
         return map(function, [job | {"device": "cpu"} for job in jobs])
 
-    monkeypatch.setattr(stage, "connect", lambda config: contextlib.nullcontext())
+    monkeypatch.setattr(draw, "connect", lambda config: contextlib.nullcontext())
     monkeypatch.setattr(ray, "cluster_resources", lambda: {"GPU": 2.0})
-    monkeypatch.setattr(stage, "parallel_map", on_fake_gpus)
-    monkeypatch.setattr(stage, "device_name", lambda _: "Fake GPU")
+    monkeypatch.setattr(draw, "parallel_map", on_fake_gpus)
+    monkeypatch.setattr(draw, "device_name", lambda _: "Fake GPU")
     for overrides in (["sample.num_workers=4"], ["ray.address=here"]):
         drawn = opened(*overrides)
         assert sample.run(drawn, force=True).info["device"] == "Fake GPU"
@@ -161,10 +161,10 @@ def test_one_worker_takes_the_device_of_this_process_and_another_device_is_no_re
     opened, monkeypatch, capsys
 ):
     used = []
-    monkeypatch.setattr(stage, "process_device", lambda config: torch.device("cuda"))
-    monkeypatch.setattr(stage, "load_model", lambda run: LDCVAE.from_pretrained(OLD / "model"))
+    monkeypatch.setattr(draw, "process_device", lambda config: torch.device("cuda"))
+    monkeypatch.setattr(draw, "load_model", lambda run: LDCVAE.from_pretrained(OLD / "model"))
     monkeypatch.setattr(LDCVAE, "to", lambda model, where: used.append(where.type) or model)
-    monkeypatch.setattr(stage, "device_name", lambda where: f"Fake {where.type}")
+    monkeypatch.setattr(draw, "device_name", lambda where: f"Fake {where.type}")
     assert sample.run(opened()).info["device"] == "Fake cuda"
     assert used == ["cuda"]
     monkeypatch.undo()
@@ -174,10 +174,10 @@ def test_one_worker_takes_the_device_of_this_process_and_another_device_is_no_re
 
 def test_large_images_are_decoded_in_parts(monkeypatch):
     model = LDCVAE.from_pretrained(OLD / "model")
-    whole, sizes, decode = stage.sample_batch(model, 0, 0, 60), [], LDCVAE.decode
+    whole, sizes, decode = draw.sample_batch(model, 0, 0, 60), [], LDCVAE.decode
     monkeypatch.setattr("ldcvae.batches._NUMBERS", 64 * 7)
     monkeypatch.setattr(LDCVAE, "decode", lambda model, part: sizes.append(len(part)) or decode(model, part))
-    parts = stage.sample_batch(model, 0, 0, 60)
+    parts = draw.sample_batch(model, 0, 0, 60)
     assert sizes == [7] * 8 + [4]
     assert (parts.int() - whole.int()).abs().max() <= 1
     assert (parts != whole).float().mean() < 0.01

@@ -27,7 +27,7 @@ from pipeline.config.load import Config, describe_keys, dump_yaml, load_config, 
 from pipeline.judge.extractors import stored_classifier
 from pipeline.prepare.decode import BadImage, Form, decode
 from pipeline.prepare.idx import load_idx
-from pipeline.report.stage import _names, _table
+from pipeline.report.make import _names, _table
 from pipeline.store import lease
 from pipeline.store.checkpoint import load_state, save_state
 from pipeline.store.data.shards import load_split

@@ -16,7 +16,7 @@ from processes import ROOT
 
 from ldcvae import LDCVAE
 from pipeline.config.load import load_config
-from pipeline.sample.stage import sample_batch
+from pipeline.sample.draw import sample_batch
 from pipeline.store.data.shards import decode_shard
 
 OLD = ROOT / "tests/data/run-0.1"

@@ -13,10 +13,10 @@ from ldcvae.training.encode import encode_split
 from ldcvae.training.world import World
 from ldcvae.variants import GENERATORS
 from pipeline.config.load import load_config, override
-from pipeline.evaluate.stage import _evaluate
+from pipeline.evaluate.judge import _evaluate
 from pipeline.judge.extractors import Extractor
 from pipeline.judge.figures import make_reference
-from pipeline.report import stage as report
+from pipeline.report import make as report
 from pipeline.store.data.splits import split_images
 from pipeline.store.model import load_model
 from pipeline.store.run import open_run
@@ -94,7 +94,7 @@ def test_pictures_of_the_page_are_the_same_streamed(opened, monkeypatch):
     monkeypatch.setattr(report, "spaced_images", _noting(report.spaced_images, kinds := []))
     for memory_mb in (64, 0):
         run = under(opened, {"train.memory_mb": memory_mb})
-        names, _ = report._make(run, {stage: run.manifest(stage) for stage in report.SHOWN})
+        names, _ = report.work(run, {stage: run.manifest(stage) for stage in report.SHOWN})
         pictures.append({name: run.folder.read(name) for name in names if name.endswith(".png")})
     assert pictures[0] == pictures[1]
     assert kinds == ["Tensor", "Tensor", "PickedImages", "PickedImages"]

@@ -14,7 +14,7 @@ from pipeline import prepare
 from pipeline.config.errors import PipelineError
 from pipeline.config.load import parse_config
 from pipeline.config.sections import DataConfig
-from pipeline.prepare import stage
+from pipeline.prepare import write
 from pipeline.prepare.splits import cut_splits
 from pipeline.store.data.shards import SPLITS, load_split
 from pipeline.store.folder import sha256
@@ -169,9 +169,9 @@ def test_killed_in_the_middle_leaves_no_manifest(tmp_path, pictures, monkeypatch
             raise KeyboardInterrupt
         return write_split(folder, split, *rest)
 
-    write_split = stage.write_split
+    write_split = write.write_split
     with monkeypatch.context() as patch:
-        patch.setattr(stage, "write_split", die_at_test)
+        patch.setattr(write, "write_split", die_at_test)
         with pytest.raises(KeyboardInterrupt):
             run(settings, force=True)
     with pytest.raises(PipelineError, match=r"has not finished: run `python -m pipeline\.prepare`"):

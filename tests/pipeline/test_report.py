@@ -19,6 +19,7 @@ from pipeline.config.errors import PipelineError
 from pipeline.config.load import parse_config
 from pipeline.judge.pages.pictures import image_grid
 from pipeline.judge.pages.render import format_column
+from pipeline.report import make
 from pipeline.report import stage as report
 from pipeline.store.data.shards import encode_shard, write_split
 from pipeline.store.history import HISTORY_FILES, write_history
@@ -133,14 +134,14 @@ def test_a_comparison_is_told_with_its_goals(finished):
 
 def test_interpolation_keeps_the_law_of_the_noise():
     start, end = torch.randn(2, 4000, 16, generator=torch.Generator().manual_seed(0))
-    path = report.interpolate(start, end, 5)
+    path = make.interpolate(start, end, 5)
     torch.testing.assert_close(path[:, 0], start)
     torch.testing.assert_close(path[:, -1], end, atol=1e-4, rtol=1e-4)
     assert (path.square().mean((0, 2)) - 1).abs().max() < 0.05  # on a straight line the middle has 0.5
 
 
 def test_interpolation_in_one_dimension_is_finite():
-    assert report.interpolate(torch.tensor([[1.0], [1.0]]), torch.tensor([[2.0], [-2.0]]), 9).isfinite().all()
+    assert make.interpolate(torch.tensor([[1.0], [1.0]]), torch.tensor([[2.0], [-2.0]]), 9).isfinite().all()
 
 
 @pytest.mark.parametrize(

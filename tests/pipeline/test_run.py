@@ -1,11 +1,13 @@
 """The whole way from images to a report, as a user runs it."""
 
 import json
+import subprocess
+import sys
 
 import pyarrow.parquet as pq
 import pytest
 import torch
-from processes import here, run
+from processes import ROOT, TINY, here, run
 
 from ldcvae import LDCVAE
 
@@ -88,6 +90,19 @@ def test_running_again_does_nothing(finished):
     out, _ = here("run", finished[0])
     assert out.count("up to date") == 5
     assert "done" not in out
+
+
+@pytest.mark.slow
+def test_what_is_done_waits_for_no_heavy_library(finished):
+    words = [*TINY, f"storage={finished[0]}"]
+    command = [sys.executable, "-X", "importtime", "-m", "pipeline.run", *words]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert done.stdout.count("up to date") == 5, done.stderr
+    imported = {
+        line.rpartition("|")[2].strip() for line in done.stderr.splitlines() if line.startswith("import time")
+    }
+    assert "numpy" in imported
+    assert not imported & {"torch", "ray", "sklearn", "matplotlib", "jinja2", "optuna"}
 
 
 @pytest.mark.slow
