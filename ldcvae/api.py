@@ -144,7 +144,7 @@ def fit_sampler(
             [0, 1])` gives mean and log variance, (B, d) each, or points (B, d); `decode(latents (B, d))` gives images
             (B, C, H, W) in [0, 1]. docs/autoencoders.md has an example.
         images: (N, C, H, W) of the kind it was trained on, uint8 or floats in [0, 1], N >= 2.
-        sampler: settings; None: the defaults. Above about 20 latent dimensions prefer `direction="drift"`.
+        sampler: settings; None: the defaults.
         validation: as in `fit`, like the arguments after it.
         seed: of weights and noise.
         device: where to train; None: the model's or the images' own. A pair must be there already.

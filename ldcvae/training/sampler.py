@@ -23,6 +23,14 @@ from ldcvae.variants import DIRECTIONS
 __all__ = ["SamplerPhase"]
 
 _LEAST_UNIT = 0.01  # whitened: the rounding error of distances of latents is a tenth of it
+_MOST_FOR_SCORES = 20  # dimensions in which score_difference is as stable as drift (docs/experiments.md)
+
+
+def _direction(name: str, dim: int) -> str:
+    """The direction's name; what auto stands for in so many dimensions."""
+    if name != "auto":
+        return name
+    return "score_difference" if dim <= _MOST_FOR_SCORES else "drift"
 
 
 class SamplerPhase(Phase):
@@ -72,7 +80,7 @@ class SamplerPhase(Phase):
             if world.rank == 0:
                 self._fit(refit=state is None and not fitted)
             world.share([self.unit, *model.buffers()])
-        self.direction = DIRECTIONS.find(config.direction)
+        self.direction = DIRECTIONS.find(_direction(config.direction, encodings.mean.shape[1]))
         self.bandwidths = [self.unit * width for width in config.bandwidths]
         self.floor = float(self.unit * config.floor)
         self.sampler = world.wrap(model.sampler)

@@ -167,9 +167,9 @@ class SamplerSettings(_Settings):
 
     direction: Annotated[
         str,
-        OneOf(DIRECTIONS),
-        Doc("what the sampler follows; prefer drift above about 20 latent dimensions"),
-    ] = "score_difference"
+        OneOf(DIRECTIONS, "auto"),
+        Doc("what the sampler follows; auto: score_difference up to 20 latent dimensions, drift above"),
+    ] = "auto"
     bandwidths: Annotated[
         tuple[Positive, ...],
         Len(1, 16),

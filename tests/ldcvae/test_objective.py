@@ -142,7 +142,7 @@ def test_svgd_needs_two_particles():
 def test_an_unknown_direction_is_answered_with_the_choices():
     with pytest.raises(ValueError, match="unknown direction 'mmd': choose stein, score_difference, drift"):
         DIRECTIONS.find("mmd")
-    with pytest.raises(ValueError, match="direction must be one of stein, score_difference, drift, got 'mmd'"):
+    with pytest.raises(ValueError, match="direction must be one of auto, stein, score_difference, drift, got 'mmd'"):
         SamplerSettings(direction="mmd")
 
 

@@ -22,7 +22,7 @@ SWITCH = ([True, False], [None, "auto", "", 2, 0.5, []])
 
 
 def one_of(*names):
-    return list(names), ["", names[0].upper(), f"{names[0]}s", "auto", None, 1, True, [names[0]]]
+    return list(names), ["", names[0].upper(), f"{names[0]}s", "automatic", None, 1, True, [names[0]]]
 
 
 # Field -> values that are allowed, values that are not.
@@ -43,7 +43,7 @@ AUTOENCODER = {
     "compile": AUTO,
 }
 SAMPLER = {
-    "direction": one_of("stein", "score_difference", "drift"),
+    "direction": one_of("auto", "stein", "score_difference", "drift"),
     "bandwidths": (
         [(0.1,), [0.1], (0.13, 0.23, 0.42), (1,), [0.5] * 16],
         [(), [], [0.5] * 17, (0.0,), (0.1, -0.2), (0.1, math.inf), (math.nan,), ("a",), (None,), 0.1, None, "0.1"],
@@ -126,7 +126,7 @@ def test_all_mistakes_are_told_at_once():
     with pytest.raises(ValueError, match="direction") as caught:
         SamplerSettings(direction="drifts", bandwidths=(0.1, 0.0), floor=math.inf, smooth="no", steps=1.5)
     assert str(caught.value).split("; ") == [
-        "direction must be one of stein, score_difference, drift",
+        "direction must be one of auto, stein, score_difference, drift",
         "did you mean drift?, got 'drifts'",
         "bandwidths must be above 0, got (0.1, 0.0)",
         "smooth must be true or false, got 'no'",

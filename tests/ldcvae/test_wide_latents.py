@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 import torch
@@ -127,3 +128,14 @@ def test_copies_among_the_training_images_leave_bandwidths_their_width(direction
     for _ in phase.blocks(1):
         assert phase.history[-1]["field_rms"] < float("inf")
     assert model.sample_latents(100, noise).isfinite().all()
+
+
+def test_auto_is_the_direction_that_is_stable_in_so_many_dimensions():
+    for dim, name in ((20, "score_difference"), (21, "drift")):
+        encodings = Encodings(torch.randn(64, dim), torch.full((64, dim), -2.0))
+        torch.manual_seed(0)
+        model = LDCVAE(LDCVAEConfig((1, 8, 8), latent_dim=dim, network="mlp", width=8, base_components=2))
+        settings = SamplerSettings(particles=16, base_components=2, steps=2, width=8, depth=1)
+        assert SamplerPhase(model, encodings, encodings, settings, World(), 0).direction.name == name
+        named = replace(settings, direction="stein")
+        assert SamplerPhase(model, encodings, encodings, named, World(), 0).direction.name == "stein"

@@ -271,7 +271,7 @@ def test_help_names_the_variants_and_writes_lists_as_yaml(capsys):
     text = output(capsys, "run", "--help")
     assert "  data.source=digits  [digits|torchvision|idx|folder|parquet]\n" in text
     assert "  model.network=auto  [auto|mlp|conv|resnet|spatial]\n" in text
-    assert "  sampler.direction=score_difference  [stein|score_difference|drift]\n" in text
+    assert "  sampler.direction=auto  [auto|stein|score_difference|drift]\n" in text
     assert "  sampler.bandwidths=[0.13, 0.23, 0.42]  [[float, ...]]\n" in text
 
 
