@@ -166,19 +166,34 @@ def decoder_cell(config: Config, parent: Cell) -> Cell:
     return Cell(_key(DECODER_FORMAT, content), parent.job | {"parent": parent.key, "decoder": True})
 
 
-def generator_cell(config: Config, parent: Cell, name: str, setting: float | None) -> Cell:
-    """The cell of a generator on the autoencoder of `parent`, with its seed; arguments as in `autoencoder_cell`."""
+def _came_later(config: Config, key: str) -> bool:
+    """Whether a dotted key is one that earlier cells did not know, at its default."""
+    section, _, name = key.partition(".")
+    own = getattr(config, section)
+    return name in own.later and getattr(own, name) == type(own).model_fields[name].default
+
+
+def generator_cell(config: Config, parent: Cell, name: str, setting: float | None, second: str = "") -> Cell:
+    """The cell of a generator on the autoencoder of `parent`, with its seed.
+
+    Args:
+        config: the run's configuration.
+        parent: cell of the autoencoder.
+        name: key of `compare.generators`.
+        setting: of its knob, or None.
+        second: hash of the second extractor, where there is one.
+    """
     judged = {"num_images", "draws", "neighbours"}
-    if config.evaluate.second_extractor != "none":
-        judged.add("second_extractor")
     content: dict[str, Any] = {
         "generator": name,
         "setting": setting,
         "parent": parent.key,
         "judged": config.evaluate.model_dump(mode="json", include=judged),
         "selection_images": config.compare.selection_images,
-        "reads": read_keys(config, GENERATORS[name].reads),
+        "reads": read_keys(config, tuple(key for key in GENERATORS[name].reads if not _came_later(config, key))),
     }
+    if second:
+        content["second"] = second
     job = {
         "name": name,
         "setting": setting,

@@ -80,6 +80,16 @@ def _best(rows: Sequence[Row], figure: str) -> Row | None:
     return max(rows, key=lambda row: _SIGNS[figure] * row["figures"][figure], default=None)
 
 
+def _closest(ours: Row, others: Sequence[Row], figure: str) -> Row:
+    """The row that ours is least surely better than: where it is better than that one, it is than all."""
+
+    def by(row: Row) -> tuple[float, float]:
+        gap, low, _ = _gap(ours, row, figure)
+        return low, gap
+
+    return min(others, key=by)
+
+
 def chosen_net(rows: Sequence[Row]) -> Row | None:
     """The sampler net among these rows with the least FD to validation images, over the seeds."""
 
@@ -91,7 +101,7 @@ def chosen_net(rows: Sequence[Row]) -> Row | None:
 
 
 def winner(rows: Sequence[Row], names: Mapping[str, str]) -> tuple[Row | None, str]:
-    """The row with the lowest FD that is no bound, if it is better than the next; else why there is none.
+    """The row with the lowest FD that is no bound, if it is better than every other; else why there is none.
 
     Args:
         rows: as in `compare/results.json`.
@@ -99,9 +109,10 @@ def winner(rows: Sequence[Row], names: Mapping[str, str]) -> tuple[Row | None, s
     """
     judged = [row for row in rows if not row["bound"] and row["figures"].get("fd") is not None]
     first = _best(judged, "fd")
-    second = _best([row for row in judged if row is not first], "fd")
-    if first is None or second is None:
+    others = [row for row in judged if row is not first]
+    if first is None or not others:
         return None, ""
+    second = _closest(first, others, "fd")
     gap, low, high = _gap(first, second, "fd")
     pair = " and ".join(f"{row['label']} on {names[row['autoencoder']]}" for row in (first, second))
     if len(first["values"]["fd"]) < 2:
@@ -113,10 +124,10 @@ def winner(rows: Sequence[Row], names: Mapping[str, str]) -> tuple[Row | None, s
 def _better(
     claim: str, ours: Row | None, others: Sequence[Row], figure: str, names: Mapping[str, str]
 ) -> list[dict[str, Any]]:
-    """A claim that one row is better than the best of all others; none if there is nothing to compare."""
-    rival = _best(others, figure)
-    if ours is None or rival is None:
+    """A claim that one row is better than each of the others; none if there is nothing to compare."""
+    if ours is None or not others:
         return []
+    rival = _closest(ours, others, figure)
     gap, low, high = _gap(ours, rival, figure)
     found = (f"{_text(row, figure)} ({row['label']} on {names[row['autoencoder']]})" for row in (ours, rival))
     detail, verdict = " against ".join(found), _verdict(low, high)
@@ -132,14 +143,15 @@ def against(rows: Sequence[Row]) -> list[dict[str, Any]]:
     """The sampler net against every other generator, over the autoencoders that both were judged on.
 
     Autoencoders without phase `decoder` and with it are told apart. The sample are their mean differences over seeds
-    where there are three autoencoders at least, else the seeds' own.
+    where there are three autoencoders at least, else the seeds' mean differences over autoencoders.
 
     Args:
         rows: as in `compare/results.json`.
 
     Returns:
-        `generator`, `label`, `decoder`, `pairs` (autoencoder, seed), `ahead` of them, `mean` by which the net's FD is
-        lower, `low` and `high` of its interval (None for a single pair), and `verdict`; the largest difference first.
+        `generator`, `label`, `decoder`, `bound`, `pairs` (autoencoder, seed), `ahead` of them, `mean` by which the
+        net's FD is lower, `low` and `high` of its interval (None for a sample of one), `over` what the sample is,
+        autoencoders or seeds, and `verdict`; the largest difference first.
 
     Example:
         >>> def row(generator, *fd):
@@ -154,26 +166,28 @@ def against(rows: Sequence[Row]) -> list[dict[str, Any]]:
         for row in rows:
             if row["autoencoder"].endswith(DECODER) == decoder:
                 of.setdefault(row["autoencoder"], []).append(row)
-        pairs: dict[str, list[list[float]]] = {}
-        labels: dict[str, str] = {}
+        # By label too: a learnt prior is another generator than N(0, I).
+        pairs: dict[tuple[str, str], list[list[float]]] = {}
         for own in of.values():
             if (net := chosen_net(own)) is None:
                 continue
             for row in own:
                 if _kind(row) != "net" and len(row["values"]["fd"]) == len(net["values"]["fd"]):
                     both = zip(row["values"]["fd"], net["values"]["fd"], strict=True)
-                    pairs.setdefault(row["generator"], []).append([other - ours for other, ours in both])
-                    labels.setdefault(row["generator"], row["label"])
-        found += [_summary(name, labels[name], decoder, differences) for name, differences in pairs.items()]
+                    key = row["generator"], row["label"]
+                    pairs.setdefault(key, []).append([other - ours for other, ours in both])
+        found += [_summary(*key, decoder, differences) for key, differences in pairs.items()]
     return sorted(found, key=lambda one: (one["decoder"], -one["mean"]))
 
 
 def _summary(name: str, label: str, decoder: bool, differences: list[list[float]]) -> dict[str, Any]:
     every = [difference for of_one in differences for difference in of_one]
-    sample = [statistics.fmean(of_one) for of_one in differences] if len(differences) > 2 else every
+    several = len(differences) > 2
+    sample = [statistics.fmean(part) for part in (differences if several else zip(*differences, strict=True))]
     mean, low, high = interval(sample)
     ends = {"low": low, "high": high} if len(sample) > 1 else {"low": None, "high": None}
-    about = {"generator": name, "label": label, "decoder": decoder, "pairs": len(every)}
+    about = {"generator": name, "label": label, "decoder": decoder, "bound": GENERATORS[name].kind == "bound"}
+    about |= {"pairs": len(every), "over": "autoencoders" if several else "seeds"}
     ahead = sum(difference > 0 for difference in every)
     return about | {"ahead": ahead, "mean": mean} | ends | {"verdict": _verdict(low, high)}
 

@@ -108,8 +108,9 @@ def lines_of(records: Sequence[Mapping[str, Any]], columns: Sequence[_Column]) -
         found = [_figure(record, key) for record in records]
         sizes = sorted(abs(mean) for mean, _ in found if mean)
         typical = sizes[len(sizes) // 2] if sizes else 1.0
-        # MMD² always, so that tables compare; KID where the features make it as small.
-        factor = factors[key] = 1000 if key == "mmd2" or (key == "kid" and typical < 0.1) else 1
+        # MMD² always, so that tables compare; KID and a second distance where the features make them as small.
+        small = key in ("kid", "fd_second") and typical < 0.1
+        factor = factors[key] = 1000 if key == "mmd2" or small else 1
         # By the typical row: with one generator far off, the others' figures would lose the digits they differ in.
         decimals = max(0, min(most, 3 - math.floor(math.log10(typical * factor))))
         means = {index: mean for index, (mean, _) in enumerate(found) if mean is not None}

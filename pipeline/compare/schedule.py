@@ -67,6 +67,7 @@ class Schedule:
         config = run.config
         self.config, self.folder = config, run.folder
         self.data, self.features = run.data.digest, reference.extractor.sha256
+        self.second = "" if reference.second is None else reference.second.sha256
         cuda, settings = use_cuda(config.train.device), config.compare
         gpus = settings.gpus_per_cell if settings.gpus_per_cell is not None else float(cuda)
         key = "compare.cpus_per_cell" + (", compare.gpus_per_cell" if gpus else "")
@@ -162,7 +163,9 @@ class Schedule:
             cell = self.autoencoder(name, setting, 0)
             record = await self.compute(train_autoencoder, cell)
             if "failure" not in record:
-                record = await self.compute(judge_generator, generator_cell(self.config, cell, SELECTOR, None))
+                record = await self.compute(
+                    judge_generator, generator_cell(self.config, cell, SELECTOR, None, self.second)
+                )
             return {"setting": setting, "fd": record.get("selection")}
 
         return _best(await asyncio.gather(*map(judged, candidates)))
@@ -173,14 +176,14 @@ class Schedule:
         chosen: float | None = candidates[0] if candidates else None
         table: list[dict[str, Any]] = []
         if len(candidates) > 1:
-            cells = [generator_cell(self.config, parents[0], name, setting) for setting in candidates]
+            cells = [generator_cell(self.config, parents[0], name, setting, self.second) for setting in candidates]
             records = await asyncio.gather(*(self.compute(judge_generator, cell) for cell in cells))
             chosen, table = _best(
                 [{"setting": s, "fd": r.get("selection")} for s, r in zip(candidates, records, strict=True)]
             )
             if chosen is None:
                 return _failed(cells, records) or {"failure": "no candidate could be judged"}
-        cells = [generator_cell(self.config, parent, name, chosen) for parent in parents]
+        cells = [generator_cell(self.config, parent, name, chosen, self.second) for parent in parents]
         records = await asyncio.gather(*(self.compute(judge_generator, cell) for cell in cells))
         if failed := _failed(cells, records):
             return failed

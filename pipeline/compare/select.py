@@ -20,13 +20,14 @@ def _settings(candidates: Sequence[float]) -> Sequence[float | None]:
     return candidates or [None]
 
 
-def possible_cells(config: Config, data: str = "", features: str = "") -> Iterator[Cell]:
+def possible_cells(config: Config, data: str = "", features: str = "", second: str = "") -> Iterator[Cell]:
     """Every cell that a comparison may compute, whichever candidates it will choose.
 
     Args:
         config: the run's configuration.
         data: digest of the data set; without it and `features` only the names are right, not the keys.
         features: hash of the extractor.
+        second: hash of the second one.
 
     Example:
         >>> config = Config.model_validate({"compare": {"autoencoders": {"vae": []}, "generators": {"gmm": []}}})
@@ -42,7 +43,7 @@ def possible_cells(config: Config, data: str = "", features: str = "") -> Iterat
                     yield on
                     for generator in settings.generators_of(name):
                         for own in _settings(settings.generators[generator]):
-                            yield generator_cell(config, on, generator, own)
+                            yield generator_cell(config, on, generator, own, second)
 
 
 def _parts(name: str) -> set[str]:

@@ -118,6 +118,11 @@ def _goals(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return [*goals(plain, names), *after]
 
 
+def _hashes(reference: Reference) -> tuple[str, str]:
+    """Of the extractor, and of the second one; empty where there is none."""
+    return reference.extractor.sha256 or "", reference.second.sha256 if reference.second is not None else ""
+
+
 def _reason(row: dict[str, Any]) -> dict[str, Any]:
     return {"reason": row["failure"], "cell": row.get("cell"), "kind": row.get("kind")}
 
@@ -202,7 +207,7 @@ def run(run: Run, force: bool = False, cells: Sequence[str] = (), retry_failed: 
 
     def work(_: str) -> tuple[list[str], dict[str, Any]]:
         reference = make_reference(run, "validation", "test")
-        possible = [*possible_cells(config, data.digest, reference.extractor.sha256 or "")]
+        possible = [*possible_cells(config, data.digest, *_hashes(reference))]
         if cells:
             remove_cells(folder, possible, cells)
         with connect(config):

@@ -106,16 +106,18 @@ def _tell(metrics: dict[str, Any]) -> None:
     width = max(10, *(len(name) + 1 for name in metrics["generators"]))
     second = metrics["second_extractor"]["figure"] if "second_extractor" in metrics else None
     headings = {"precision": 11, "recall": 8, "density": 9, "coverage": 10, "MMD²·1e3": 10, "latents/s": 13}
-    figures = {figure: 18} | ({second: 18} if second else {}) | headings
+    figures = {figure: 18} | ({second: 22} if second else {}) | headings
     say(f"{'latents':{width}}" + "".join(f"{name:>{size}}" for name, size in figures.items()))
     if metrics["decoder"] is not None:
         say(f"all of them: {metrics['decoder']['note']}")
     for name, row in metrics["generators"].items():
-        fd = f"{row['fd']:.3f} ± {row['spread']['fd']:.3f}"
-        other = f"{row['fd_second']:>10.4g} ± {row['spread']['fd_second']:<5.2g}" if second else ""
+        cells = [f"{row['fd']:.3f} ± {row['spread']['fd']:.3f}"]
+        if second:
+            cells.append(f"{row['fd_second']:.4g} ± {row['spread']['fd_second']:.2g}")
+        cells += [f"{row[figure]:.3f}" for figure in ("precision", "recall", "density", "coverage")]
+        cells += [f"{row['mmd2'] * 1e3:.2f}", f"{row['latents_per_s']:,.0f}"]
         say(
-            f"{name:{width}}{fd:>18}{other}{row['precision']:>11.3f}{row['recall']:>8.3f}{row['density']:>9.3f}"
-            f"{row['coverage']:>10.3f}{row['mmd2'] * 1e3:>10.2f}{row['latents_per_s']:>13,.0f}"
+            f"{name:{width}}" + "".join(f"{cell:>{size}}" for cell, size in zip(cells, figures.values(), strict=True))
         )
     say(
         f"train against {metrics['split']}: {figure} {metrics['floor']['fd']:.3f}; reconstruction: mse "

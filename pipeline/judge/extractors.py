@@ -299,13 +299,19 @@ def build_extractor(run: Run) -> Extractor:
     Raises:
         ConfigError: if the data have no labels, or Inception's package or weights are missing.
     """
-    name = run.config.evaluate.extractor
+    return EXTRACTORS.find(_first(run)).build(run)
+
+
+def _first(run: Run) -> str:
+    name: str = run.config.evaluate.extractor
     if name == "auto":
-        name = "classifier" if run.data.info["classes"] else "random"
-    return EXTRACTORS.find(name).build(run)
+        return "classifier" if run.data.info["classes"] else "random"
+    return name
 
 
 def second_extractor(run: Run) -> Extractor | None:
-    """The other extractor that the configuration names, `evaluate.second_extractor`, or None."""
+    """The other extractor, `evaluate.second_extractor`, or None; a ConfigError if it is the first one again."""
     name = run.config.evaluate.second_extractor
+    if name == _first(run):
+        raise ConfigError(f"evaluate.second_extractor: {name} is what the first is here, and says nothing more")
     return None if name == "none" else EXTRACTORS.find(name).build(run)

@@ -93,7 +93,7 @@ def _table(
         values = [row.get(column) for row in rows.values()]
         spreads = [(row.get("spread") or {}).get(column) for row in rows.values()]
         formatted, factors[column] = format_column(
-            values, spreads, small=column in ("kid", "mmd2"), rate=column == "latents_per_s"
+            values, spreads, small=column in ("kid", "mmd2", SECOND), rate=column == "latents_per_s"
         )
         for key, cell in zip(rows, formatted, strict=True):
             cells[key][column] = cell

@@ -105,7 +105,6 @@ LEARNT = {"two_stage", "maf", "mean_flow"} | FLOWS
         ("sampler.checkpoint_steps=7", set()),
         ("evaluate.langevin_steps=60", {"langevin", "hmc"}),
         ("evaluate.chain_kernels=60", {"langevin", "hmc"}),
-        ("evaluate.second_extractor=random", set(COMPARED)),
         ("evaluate.gmm_components=7", {"gmm"}),
         ("compare.euler_steps=7", FLOWS),
         ("compare.drift_temperatures=[1]", {"drift"}),
@@ -116,6 +115,16 @@ LEARNT = {"two_stage", "maf", "mean_flow"} | FLOWS
 def test_a_cell_depends_on_what_it_uses_and_on_nothing_else(override: str, changed: set[str]) -> None:
     before, after = cells(), cells(override)
     assert {name for name in before if before[name] != after[name]} == changed
+
+
+def test_a_cell_depends_on_the_second_extractors_weights() -> None:
+    config = load_config()
+    vae = autoencoder_cell(config, "data", "features", "vae", None, 0)
+    keys = {generator_cell(config, vae, "gmm", None, second).key for second in ("", "aa", "bb")}
+    assert len(keys) == 3
+    # What came later is not in the key at its default: no cell of an earlier version is computed again for it.
+    assert generator_cell(config, vae, "hmc", 0.1).key != cells("evaluate.chain_kernels=7")["hmc"]
+    assert "chain_kernels" in GENERATORS["hmc"].reads[1]
 
 
 def test_the_learnt_energy_in_the_encoders_target_is_of_ldc_vae_only() -> None:
@@ -193,11 +202,38 @@ def test_pairs_over_autoencoders() -> None:
     assert (gmm["generator"], gmm["pairs"], gmm["ahead"], gmm["verdict"]) == ("gmm", 9, 9, "better")
     mean, low, high = interval([0.5, 0.6, 0.7])  # the autoencoders' means, not nine seeds taken for independent
     assert (gmm["mean"], gmm["low"], gmm["high"]) == pytest.approx((mean, low, high))
+    assert (gmm["over"], flow["over"]) == ("autoencoders", "seeds")
     assert (flow["verdict"], flow["pairs"]) == ("not distinguishable", 3)
     assert sharp["decoder"]
     assert sharp["mean"] == pytest.approx(1.0)
     (one,) = against([row("vae", "drift", 1.0, seeds=1), row("vae", "gmm", 2.0, seeds=1)])
     assert (one["low"], one["high"], one["verdict"]) == (None, None, "not distinguishable")
+
+
+def test_two_autoencoders_are_two_of_a_kind_and_not_twice_as_many_seeds() -> None:
+    rows = [row(name, "drift", 10.0) for name in ("vae", "rae_l2")]
+    rows += [row("vae", "gmm", 10.0) | {"values": {"fd": [10.0, 10.1, 10.5], "coverage": [0.5] * 3}}]
+    rows += [row("rae_l2", "gmm", 10.0) | {"values": {"fd": [10.1, 10.2, 10.4], "coverage": [0.5] * 3}}]
+    (one,) = against(rows)
+    ours = rows[0]["values"]["fd"]
+    means = [(a + b) / 2 - c for a, b, c in zip(rows[2]["values"]["fd"], rows[3]["values"]["fd"], ours, strict=True)]
+    assert (one["low"], one["high"]) == pytest.approx(interval(means)[1:])
+    assert (one["pairs"], one["over"]) == (6, "seeds")
+
+
+def test_a_learnt_prior_is_not_pooled_with_the_normal_one() -> None:
+    rows = [row(name, "drift", 10.0) for name in ("vae", "vampprior")]
+    rows += [row("vae", "prior", 50.0), row("vampprior", "prior", 11.0) | {"label": "VampPrior mixture"}]
+    assert [(one["label"], one["pairs"]) for one in against(rows)] == [("prior", 3), ("VampPrior mixture", 3)]
+
+
+def test_better_than_every_other_is_not_better_than_the_best_mean_alone() -> None:
+    rows = [row("ldc_svgd", "drift", 10.0), row("ldc_svgd", "gmm", 10.5)]
+    assert goals(rows, LABELS)[0]["met"]
+    rows += [row("ldc_svgd", "flow_matching", 10.6) | {"values": {"fd": [9.5, 10.8, 11.5], "coverage": [0.5] * 3}}]
+    claim = goals(rows, LABELS)[0]
+    assert (claim["met"], claim["verdict"]) == (False, "not distinguishable")
+    assert "flow_matching" in claim["detail"]
 
 
 def test_intervals_are_students() -> None:

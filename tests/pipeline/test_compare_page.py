@@ -332,21 +332,24 @@ def test_markdown_has_a_line_for_each_row(made):
 
 def test_a_second_extractor_and_the_net_against_each_have_columns_of_their_own():
     results = study()
-    one = {"generator": "gmm", "label": ATTACK, "decoder": False, "pairs": 6, "ahead": 5, "mean": 3.5}
+    one = {"generator": "gmm", "label": ATTACK, "decoder": False, "bound": False, "pairs": 6, "ahead": 5, "mean": 3.5}
+    one |= {"over": "seeds"}
     rows = [one | {"low": 3.1, "high": 3.9, "verdict": "better"}]
     rows += [one | {"decoder": True, "low": None, "high": None, "verdict": "not distinguishable"}]
     results |= {"against": rows, "second_extractor": {"name": "random", "figure": "FD-random"}}
     for row in results["rows"]:
-        row["figures"]["fd_second"], row["values"]["fd_second"] = 0.5, [0.4, 0.5, 0.6]
-        row["spread"]["fd_second"] = 0.1
+        row["figures"]["fd_second"], row["values"]["fd_second"] = 1.62e-4, [1.5e-4, 1.6e-4, 1.76e-4]
+        row["spread"]["fd_second"] = 1.3e-5
     page = make_page(results, {})["compare/index.html"].decode()
     assert "5 of 6" in page
     assert "3.10 to 3.90" in page
     assert "not distinguishable" in page
-    assert "0.500" in page
-    assert "FD-random" in markdown_table(results).splitlines()[0]
+    assert "0.162" in page  # times a thousand, or it would be 0.000
+    table = markdown_table(results).splitlines()
+    assert "FD-random · 1e3" in table[0]
+    assert "0.162 ± 0.013" in table[2]
     lines = against_table(results).splitlines()
-    assert lines[2].startswith(r"| GMM &lt;b&gt;&amp; \| co | 5 of 6 | 3.50 | 3.10 to 3.90 | better")
+    assert lines[2].startswith(r"| GMM &lt;b&gt;&amp; \| co | 5 of 6 | 3.50 | 3.10 to 3.90, over seeds | better")
     assert lines[3].endswith("with phase decoder | 5 of 6 | 3.50 | – | not distinguishable |")
     assert against_table(study()) == ""
 

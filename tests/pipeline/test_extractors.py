@@ -255,3 +255,5 @@ def test_a_second_extractor_adds_its_own_distance_and_changes_nothing_else(tmp_p
     assert make_reference(under(run, {"evaluate.second_extractor": "none"}), "test").second is None
     with pytest.raises(ConfigError, match="second_extractor: is random too"):
         under(run, {"evaluate.extractor": "random"})
+    with pytest.raises(ConfigError, match="second_extractor: classifier is what the first is here"):
+        make_reference(under(run, {"evaluate.second_extractor": "classifier"}), "test")
