@@ -42,7 +42,7 @@ bench: .venv/installed
 chaos: .venv/installed
 	@$(BIN)/python tests/pipeline/chaos.py
 
-# The study of docs/results.md: hours on two cores, resumable. docs/compare.md
+# The study of docs/results/study.md: hours on two cores, resumable. docs/compare.md
 study: .venv/installed
 	@$(BIN)/python -m pipeline.compare --config configs/fashion_mnist_study.yaml
 

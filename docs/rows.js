@@ -30,6 +30,7 @@ if (home) {
     holder.replaceChildren();
     const [i, j, k] = [x, y, group].map((name) => names.indexOf(name));
     const points = rows.filter((row) => row[i] !== "" && row[j] !== "");
+    if (!points.length) return make("p", holder, "No row has all of these words.");
     const ns = "http://www.w3.org/2000/svg", [width, height, left, bottom] = [640, 360, 60, 40];
     const svg = document.createElementNS(ns, "svg");
     svg.setAttribute("viewBox", `0 0 ${width} ${height}`);
@@ -117,7 +118,7 @@ if (home) {
     const [picture, holder] = [home.querySelector(".plot"), home.querySelector(".csv")];
     const draw = () => {
       const words = only.value.split(" ").filter(Boolean);
-      const rows = data.rows.filter((row) => words.every((word) => row.includes(word)));
+      const rows = data.rows.filter((row) => words.every((word) => row.some((cell) => cell.includes(word))));
       plot(picture, { ...data, rows }, x.value, y.value, group.value);
       table(holder, { ...data, rows });
     };
