@@ -27,17 +27,24 @@ def _quantile(freedom: float) -> float:
     return float(stats.t.ppf(0.5 + _CONFIDENCE / 2, freedom))
 
 
-def interval(differences: Sequence[float]) -> tuple[float, float, float]:
-    """Mean of paired differences, and the ends of its 95 % interval; without end for fewer than two.
+def interval(*groups: Sequence[float]) -> tuple[float, float, float]:
+    """Mean of paired differences and the ends of its 95 % interval; without end where no group has two.
+
+    With several groups, each of one autoencoder, the mean of their means: these autoencoders are what is asked about,
+    and chance is what differs between trainings of one. So the variance is that within groups, pooled.
 
     Example:
         >>> [round(number, 2) for number in interval([1.0, 2.0, 3.0])]
         [2.0, -0.48, 4.48]
+        >>> [round(number, 2) for number in interval([1.0, 2.0, 3.0], [11.0, 12.0, 13.0])]
+        [7.0, 5.87, 8.13]
     """
-    mean, count = statistics.fmean(differences), len(differences)
-    if count < 2:
+    mean = statistics.fmean(map(statistics.fmean, groups))
+    freedom = sum(len(group) - 1 for group in groups)
+    if freedom < 1:
         return mean, -float("inf"), float("inf")
-    half = _quantile(count - 1) * statistics.stdev(differences) / count**0.5
+    variance = sum((len(group) - 1) * statistics.variance(group) for group in groups if len(group) > 1) / freedom
+    half = _quantile(freedom) * (variance * sum(1 / len(group) for group in groups)) ** 0.5 / len(groups)
     return mean, mean - half, mean + half
 
 
@@ -142,16 +149,15 @@ def _better(
 def against(rows: Sequence[Row]) -> list[dict[str, Any]]:
     """The sampler net against every other generator, over the autoencoders that both were judged on.
 
-    Autoencoders without phase `decoder` and with it are told apart. The sample are their mean differences over seeds
-    where there are three autoencoders at least, else the seeds' mean differences over autoencoders.
+    Autoencoders without phase `decoder` and with it are told apart.
 
     Args:
         rows: as in `compare/results.json`.
 
     Returns:
         `generator`, `label`, `decoder`, `bound`, `pairs` (autoencoder, seed), `ahead` of them, `mean` by which the
-        net's FD is lower, `low` and `high` of its interval (None for a sample of one), `over` what the sample is,
-        autoencoders or seeds, and `verdict`; the largest difference first.
+        net's FD is lower, `low` and `high` of its `interval` (None for one seed), and `verdict`; the largest mean
+        first.
 
     Example:
         >>> def row(generator, *fd):
@@ -182,14 +188,11 @@ def against(rows: Sequence[Row]) -> list[dict[str, Any]]:
 
 def _summary(name: str, label: str, decoder: bool, differences: list[list[float]]) -> dict[str, Any]:
     every = [difference for of_one in differences for difference in of_one]
-    several = len(differences) > 2
-    sample = [statistics.fmean(part) for part in (differences if several else zip(*differences, strict=True))]
-    mean, low, high = interval(sample)
-    ends = {"low": low, "high": high} if len(sample) > 1 else {"low": None, "high": None}
+    mean, low, high = interval(*differences)
+    ends = {"low": low, "high": high} if len(every) > len(differences) else {"low": None, "high": None}
     about = {"generator": name, "label": label, "decoder": decoder, "bound": GENERATORS[name].kind == "bound"}
-    about |= {"pairs": len(every), "over": "autoencoders" if several else "seeds"}
-    ahead = sum(difference > 0 for difference in every)
-    return about | {"ahead": ahead, "mean": mean} | ends | {"verdict": _verdict(low, high)}
+    about |= {"pairs": len(every), "ahead": sum(difference > 0 for difference in every), "mean": mean}
+    return about | ends | {"verdict": _verdict(low, high)}
 
 
 def goals(rows: Sequence[Row], names: Mapping[str, str]) -> list[dict[str, Any]]:

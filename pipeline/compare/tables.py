@@ -55,17 +55,17 @@ def against_table(results: Mapping[str, Any]) -> str:
     """The sampler net against each generator in Markdown; empty where nothing was decided.
 
     Example:
-        >>> one = {"label": "GMM", "decoder": False, "bound": False, "pairs": 21, "ahead": 20, "over": "autoencoders"}
+        >>> one = {"label": "GMM", "decoder": False, "bound": False, "pairs": 21, "ahead": 20}
         >>> one |= {"mean": 0.5, "low": 0.3, "high": 0.7, "verdict": "better"}
         >>> print(against_table({"against": [one]}).splitlines()[2])
-        | GMM | 20 of 21 | 0.50 | 0.30 to 0.70, over autoencoders | better |
+        | GMM | 20 of 21 | 0.50 | 0.30 to 0.70 | better |
     """
     if not results.get("against"):
         return ""
     figure = results.get("extractor", {}).get("figure", "FD")
     table = [["sampler net against", "pairs ahead", f"{figure} lower by", "95 % interval", "the net is"], ["---"] * 5]
     for one in results["against"]:
-        ends = "–" if one["low"] is None else f"{one['low']:.2f} to {one['high']:.2f}, over {one['over']}"
+        ends = "–" if one["low"] is None else f"{one['low']:.2f} to {one['high']:.2f}"
         label = one["label"] + ", the bound" * one["bound"] + ", with phase decoder" * one["decoder"]
         table.append([label, f"{one['ahead']} of {one['pairs']}", f"{one['mean']:.2f}", ends, one["verdict"]])
     return _table(table)

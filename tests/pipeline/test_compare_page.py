@@ -333,7 +333,6 @@ def test_markdown_has_a_line_for_each_row(made):
 def test_a_second_extractor_and_the_net_against_each_have_columns_of_their_own():
     results = study()
     one = {"generator": "gmm", "label": ATTACK, "decoder": False, "bound": False, "pairs": 6, "ahead": 5, "mean": 3.5}
-    one |= {"over": "seeds"}
     rows = [one | {"low": 3.1, "high": 3.9, "verdict": "better"}]
     rows += [one | {"decoder": True, "low": None, "high": None, "verdict": "not distinguishable"}]
     results |= {"against": rows, "second_extractor": {"name": "random", "figure": "FD-random"}}
@@ -349,7 +348,7 @@ def test_a_second_extractor_and_the_net_against_each_have_columns_of_their_own()
     assert "FD-random · 1e3" in table[0]
     assert "0.162 ± 0.013" in table[2]
     lines = against_table(results).splitlines()
-    assert lines[2].startswith(r"| GMM &lt;b&gt;&amp; \| co | 5 of 6 | 3.50 | 3.10 to 3.90, over seeds | better")
+    assert lines[2].startswith(r"| GMM &lt;b&gt;&amp; \| co | 5 of 6 | 3.50 | 3.10 to 3.90 | better")
     assert lines[3].endswith("with phase decoder | 5 of 6 | 3.50 | – | not distinguishable |")
     assert against_table(study()) == ""
 
