@@ -146,17 +146,18 @@ def _better(
     return [{"claim": claim, "met": verdict == "better", "verdict": verdict, "detail": detail}]
 
 
-def against(rows: Sequence[Row]) -> list[dict[str, Any]]:
+def against(rows: Sequence[Row], figure: str = "fd") -> list[dict[str, Any]]:
     """The sampler net against every other generator, over the autoencoders that both were judged on.
 
     Autoencoders without phase `decoder` and with it are told apart.
 
     Args:
         rows: as in `compare/results.json`.
+        figure: of which less is better; `fd_second`, say.
 
     Returns:
         `generator`, `label`, `decoder`, `bound`, `pairs` (autoencoder, seed), `ahead` of them, `mean` by which the
-        net's FD is lower, `low` and `high` of its `interval` (None for one seed), and `verdict`; the largest mean
+        net's figure is lower, `low` and `high` of its `interval` (None for one seed), and `verdict`; the largest mean
         first.
 
     Example:
@@ -174,14 +175,15 @@ def against(rows: Sequence[Row]) -> list[dict[str, Any]]:
                 of.setdefault(row["autoencoder"], []).append(row)
         # By label too: a learnt prior is another generator than N(0, I).
         pairs: dict[tuple[str, str], list[list[float]]] = {}
-        for own in of.values():
-            if (net := chosen_net(own)) is None:
+        for group in of.values():
+            if (net := chosen_net(group)) is None:
                 continue
-            for row in own:
-                if _kind(row) != "net" and len(row["values"]["fd"]) == len(net["values"]["fd"]):
-                    both = zip(row["values"]["fd"], net["values"]["fd"], strict=True)
+            for row in group:
+                theirs, ours = (one["values"].get(figure, []) for one in (row, net))
+                if _kind(row) != "net" and len(theirs) == len(ours) > 0:
+                    both = zip(theirs, ours, strict=True)
                     key = row["generator"], row["label"]
-                    pairs.setdefault(key, []).append([other - ours for other, ours in both])
+                    pairs.setdefault(key, []).append([other - own for other, own in both])
         found += [_summary(*key, decoder, differences) for key, differences in pairs.items()]
     return sorted(found, key=lambda one: (one["decoder"], -one["mean"]))
 

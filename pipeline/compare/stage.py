@@ -104,6 +104,8 @@ def _results(run: Run, reference: Reference, found: dict[str, dict[str, Any]]) -
     # What the figures cannot decide is neither met nor missed.
     results["goals"] = [] if results["doubts"] else _goals(rows)
     results["against"] = [] if results["doubts"] else against(rows)
+    if reference.second is not None and not results["doubts"]:
+        results["against_second"] = against(rows, "fd_second")
     if config.compare.decoder != "none":
         results["decoder"] = {"which": config.compare.decoder, "note": model.config.decoder_note}
     return results

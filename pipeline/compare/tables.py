@@ -52,22 +52,27 @@ def markdown_table(results: Mapping[str, Any]) -> str:
 
 
 def against_table(results: Mapping[str, Any]) -> str:
-    """The sampler net against each generator in Markdown; empty where nothing was decided.
+    """The sampler net against each generator in Markdown, a table for each extractor; empty where nothing is decided.
 
     Example:
         >>> one = {"label": "GMM", "decoder": False, "bound": False, "pairs": 21, "ahead": 20}
         >>> one |= {"mean": 0.5, "low": 0.3, "high": 0.7, "verdict": "better"}
         >>> print(against_table({"against": [one]}).splitlines()[2])
-        | GMM | 20 of 21 | 0.50 | 0.30 to 0.70 | better |
+        | GMM | 20 of 21 | 0.5 | 0.3 to 0.7 | better |
     """
-    if not results.get("against"):
-        return ""
-    figure = results.get("extractor", {}).get("figure", "FD")
+    tables = []
+    for key, of in (("against", "extractor"), ("against_second", "second_extractor")):
+        if results.get(key):
+            tables.append(_against(results[key], results.get(of, {}).get("figure", "FD")))
+    return "\n".join(tables)
+
+
+def _against(rows: Sequence[Mapping[str, Any]], figure: str) -> str:
     table = [["sampler net against", "pairs ahead", f"{figure} lower by", "95 % interval", "the net is"], ["---"] * 5]
-    for one in results["against"]:
-        ends = "–" if one["low"] is None else f"{one['low']:.2f} to {one['high']:.2f}"
+    for one in rows:
+        ends = "–" if one["low"] is None else f"{one['low']:.3g} to {one['high']:.3g}"
         label = one["label"] + ", the bound" * one["bound"] + ", with phase decoder" * one["decoder"]
-        table.append([label, f"{one['ahead']} of {one['pairs']}", f"{one['mean']:.2f}", ends, one["verdict"]])
+        table.append([label, f"{one['ahead']} of {one['pairs']}", f"{one['mean']:.3g}", ends, one["verdict"]])
     return _table(table)
 
 

@@ -335,21 +335,28 @@ def test_a_second_extractor_and_the_net_against_each_have_columns_of_their_own()
     one = {"generator": "gmm", "label": ATTACK, "decoder": False, "bound": False, "pairs": 6, "ahead": 5, "mean": 3.5}
     rows = [one | {"low": 3.1, "high": 3.9, "verdict": "better"}]
     rows += [one | {"decoder": True, "low": None, "high": None, "verdict": "not distinguishable"}]
-    results |= {"against": rows, "second_extractor": {"name": "random", "figure": "FD-random"}}
+    second = [one | {"mean": 1.7e-5, "low": 1.1e-5, "high": 2.3e-5, "verdict": "better"}]
+    results |= {
+        "against": rows,
+        "against_second": second,
+        "second_extractor": {"name": "random", "figure": "FD-random"},
+    }
     for row in results["rows"]:
         row["figures"]["fd_second"], row["values"]["fd_second"] = 1.62e-4, [1.5e-4, 1.6e-4, 1.76e-4]
         row["spread"]["fd_second"] = 1.3e-5
     page = make_page(results, {})["compare/index.html"].decode()
     assert "5 of 6" in page
-    assert "3.10 to 3.90" in page
+    assert "3.1 to 3.9" in page
+    assert "FD-random lower by" in page
+    assert "1.1e-05 to 2.3e-05" in page
     assert "not distinguishable" in page
     assert "0.162" in page  # times a thousand, or it would be 0.000
     table = markdown_table(results).splitlines()
     assert "FD-random · 1e3" in table[0]
     assert "0.162 ± 0.013" in table[2]
     lines = against_table(results).splitlines()
-    assert lines[2].startswith(r"| GMM &lt;b&gt;&amp; \| co | 5 of 6 | 3.50 | 3.10 to 3.90 | better")
-    assert lines[3].endswith("with phase decoder | 5 of 6 | 3.50 | – | not distinguishable |")
+    assert lines[2].startswith(r"| GMM &lt;b&gt;&amp; \| co | 5 of 6 | 3.5 | 3.1 to 3.9 | better")
+    assert lines[3].endswith("with phase decoder | 5 of 6 | 3.5 | – | not distinguishable |")
     assert against_table(study()) == ""
 
 
