@@ -12,7 +12,8 @@ from PIL import Image
 from pipeline import prepare
 from pipeline.config.errors import PipelineError
 from pipeline.config.load import parse_config
-from pipeline.prepare import files, parquet, scatter, stage
+from pipeline.prepare import files, parquet, scatter
+from pipeline.prepare import write as write_stage
 from pipeline.store.data import shards
 from pipeline.store.run import open_run
 
@@ -43,7 +44,7 @@ def by_tasks(monkeypatch):
             finally:
                 folder.remove("data/scratch")
 
-        monkeypatch.setattr(stage, "write_scattered", write)
+        monkeypatch.setattr(write_stage, "write_scattered", write)
 
     return here
 
