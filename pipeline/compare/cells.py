@@ -169,8 +169,7 @@ def decoder_cell(config: Config, parent: Cell) -> Cell:
 def _came_later(config: Config, key: str) -> bool:
     """Whether a dotted key is one that earlier cells did not know, at its default."""
     section, _, name = key.partition(".")
-    own = getattr(config, section)
-    return name in own.later and getattr(own, name) == type(own).model_fields[name].default
+    return name in getattr(config, section).later_unused
 
 
 def generator_cell(config: Config, parent: Cell, name: str, setting: float | None, second: str = "") -> Cell:

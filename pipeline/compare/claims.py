@@ -83,10 +83,6 @@ def _text(row: Row, figure: str) -> str:
     return f"{row['figures'][figure]:{_DIGITS[figure]}}{spread}"
 
 
-def _best(rows: Sequence[Row], figure: str) -> Row | None:
-    return max(rows, key=lambda row: _SIGNS[figure] * row["figures"][figure], default=None)
-
-
 def _closest(ours: Row, others: Sequence[Row], figure: str) -> Row:
     """The row that ours is least surely better than: where it is better than that one, it is than all."""
 
@@ -115,7 +111,7 @@ def winner(rows: Sequence[Row], names: Mapping[str, str]) -> tuple[Row | None, s
         names: autoencoder -> what to call it.
     """
     judged = [row for row in rows if not row["bound"] and row["figures"].get("fd") is not None]
-    first = _best(judged, "fd")
+    first = min(judged, key=lambda row: row["figures"]["fd"], default=None)
     others = [row for row in judged if row is not first]
     if first is None or not others:
         return None, ""

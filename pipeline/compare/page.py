@@ -20,7 +20,7 @@ from pipeline.judge.pages.pictures import DARK, LIGHT, Picture, Theme, log_ticks
 from pipeline.judge.pages.plots import dots
 from pipeline.judge.pages.render import Entry, render
 
-__all__ = ["COLUMNS", "Line", "columns_of", "lines_of", "make_page", "speed"]
+__all__ = ["COLUMNS", "Line", "columns_of", "lines_of", "make_page", "speed", "tried"]
 
 
 class _Column(NamedTuple):
@@ -75,12 +75,17 @@ class Line(NamedTuple):
     best: set[str]
 
 
+def tried(record: Mapping[str, Any]) -> int:
+    """Among how many settings validation images chose a row's."""
+    return max(1, len(record.get("candidates") or []))
+
+
 def _figure(record: Mapping[str, Any], key: str) -> tuple[float | None, float | None]:
     """The mean over seeds and the spread; one seed has none."""
     if key == "passes":
         return record.get("passes", record.get("decoder_passes")), None
     if key == "tried":
-        return (max(1, len(record["candidates"])), None) if "candidates" in record else (None, None)
+        return tried(record) if "candidates" in record else None, None
     values = record.get("values") or {}
     if key != "nearest":
         several = len(values.get(key) or []) > 1

@@ -67,7 +67,7 @@ class Schedule:
         config = run.config
         self.config, self.folder = config, run.folder
         self.data, self.features = run.data.digest, reference.extractor.sha256
-        self.second = "" if reference.second is None else reference.second.sha256
+        self.second = reference.second_sha256
         cuda, settings = use_cuda(config.train.device), config.compare
         gpus = settings.gpus_per_cell if settings.gpus_per_cell is not None else float(cuda)
         key = "compare.cpus_per_cell" + (", compare.gpus_per_cell" if gpus else "")

@@ -120,11 +120,6 @@ def _goals(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return [*goals(plain, names), *after]
 
 
-def _hashes(reference: Reference) -> tuple[str, str]:
-    """Of the extractor, and of the second one; empty where there is none."""
-    return reference.extractor.sha256 or "", reference.second.sha256 if reference.second is not None else ""
-
-
 def _reason(row: dict[str, Any]) -> dict[str, Any]:
     return {"reason": row["failure"], "cell": row.get("cell"), "kind": row.get("kind")}
 
@@ -209,7 +204,8 @@ def run(run: Run, force: bool = False, cells: Sequence[str] = (), retry_failed: 
 
     def work(_: str) -> tuple[list[str], dict[str, Any]]:
         reference = make_reference(run, "validation", "test")
-        possible = [*possible_cells(config, data.digest, *_hashes(reference))]
+        hashes = reference.extractor.sha256 or "", reference.second_sha256
+        possible = [*possible_cells(config, data.digest, *hashes)]
         if cells:
             remove_cells(folder, possible, cells)
         with connect(config):

@@ -6,7 +6,7 @@ import io
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from pipeline.compare.page import columns_of, lines_of
+from pipeline.compare.page import columns_of, lines_of, tried
 
 __all__ = ["against_table", "csv_table", "markdown_table"]
 
@@ -96,6 +96,6 @@ def csv_table(results: Mapping[str, Any]) -> str:
         for number, seed in enumerate(results["seeds"]):
             of = [row["values"].get(name, []) for name in figures]
             values = [series[number] if number < len(series) else None for series in of]
-            own = [row[name] for name in about] + [max(1, len(row.get("candidates") or [])), row["passes"], seed]
+            own = [row[name] for name in about] + [tried(row), row["passes"], seed]
             writer.writerow([*own, *values])
     return file.getvalue()

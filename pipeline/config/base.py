@@ -22,10 +22,14 @@ class Section(BaseModel):
     later: ClassVar[frozenset[str]] = frozenset()
     """Keys that 0.1 had not. At their defaults they mean what it did: they are left out of fingerprints then."""
 
+    @property
+    def later_unused(self) -> set[str]:
+        """The keys of `later` that are at their defaults."""
+        return {key for key in self.later if getattr(self, key) == type(self).model_fields[key].default}
+
     def kept_under(self, exclude: Collection[str] = ()) -> dict[str, Any]:
         """The section's part of a fingerprint, as JSON has it; without the keys of `exclude`."""
-        plain = {key for key in self.later if getattr(self, key) == type(self).model_fields[key].default}
-        return self.model_dump(mode="json", exclude=plain | set(exclude))
+        return self.model_dump(mode="json", exclude=self.later_unused | set(exclude))
 
     @field_validator("*")
     @classmethod

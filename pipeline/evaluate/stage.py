@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from ldcvae.registry import lazy
 from ldcvae.variants import GENERATORS
 from pipeline.config.load import read_keys
 from pipeline.store.manifest import Manifest
@@ -10,6 +11,8 @@ from pipeline.store.run import Run
 __all__ = ["run"]
 
 FORMAT = 2  # of metrics.json and the figures in it; CONTRIBUTING.md says when to raise it
+
+_work = lazy("pipeline.evaluate.judge:work")
 
 
 def run(run: Run, force: bool = False) -> Manifest:
@@ -25,8 +28,4 @@ def run(run: Run, force: bool = False) -> Manifest:
     learnt = [record for name in run.config.evaluate.generators if (record := GENERATORS[name]).kind == "learnt"]
     if keys := sorted({key for record in learnt for key in record.reads}):
         depends_on["reads"] = read_keys(run.config, tuple(keys))
-    if not force and (done := run.done("evaluation", depends_on, FORMAT)) is not None:
-        return done
-    from pipeline.evaluate import judge  # what is done waits for no library
-
-    return run.stage("evaluation", depends_on, lambda _: judge.work(run), force, FORMAT)
+    return run.stage("evaluation", depends_on, lambda _: _work(run), force, FORMAT)

@@ -54,6 +54,11 @@ class Reference:
     second: Extractor | None = None
     second_features: dict[str, Tensor] = field(default_factory=dict)
 
+    @property
+    def second_sha256(self) -> str:
+        """Hash of the second extractor's weights; empty where there is none."""
+        return "" if self.second is None else self.second.sha256
+
     def judge(self, split: str, neighbours: int, device: torch.device) -> "Judge":
         """The judge that compares with the images of a split."""
         second = None if self.second is None else (self.second, self.second_features[split])
@@ -63,15 +68,15 @@ class Reference:
 def _reference(job: tuple[Run, tuple[str, ...]]) -> Reference:
     """The reference, made on this process's device."""
     run, splits = job
-    extractor = build_extractor(run).to(process_device(run.config))
-    features = {split: extractor(split_images(run, split)) for split in splits}
-    second = second_extractor(run)
-    others = {}
-    if second is not None:
-        second = second.to(process_device(run.config))
-        others = {split: second(split_images(run, split)) for split in splits}
-        second = second.to(torch.device("cpu"))
-    reference = Reference(run.shape, extractor.to(torch.device("cpu")), features, second, others)
+    device, cpu = process_device(run.config), torch.device("cpu")
+
+    def features(extractor: Extractor) -> dict[str, Tensor]:
+        return {split: extractor.to(device)(split_images(run, split)) for split in splits}
+
+    first, second = build_extractor(run), second_extractor(run)
+    others = {} if second is None else features(second)
+    found = features(first)
+    reference = Reference(run.shape, first.to(cpu), found, second and second.to(cpu), others)
     torch.cuda.empty_cache()  # this process only waits from here on, while cells or trials want the GPU's memory
     return reference
 

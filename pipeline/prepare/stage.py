@@ -1,5 +1,6 @@
 """What a data set depends on, and whether it is there; `pipeline.prepare.write` writes it."""
 
+from ldcvae.registry import lazy
 from pipeline.prepare.sources import find_source
 from pipeline.store.manifest import Manifest
 from pipeline.store.run import Run
@@ -7,6 +8,8 @@ from pipeline.store.run import Run
 __all__ = ["run"]
 
 FORMAT = 1  # of shards, splits and what the manifest says of them; CONTRIBUTING.md says when to raise it
+
+_work = lazy("pipeline.prepare.write:work")
 
 
 def run(run: Run, force: bool = False) -> Manifest:
@@ -17,8 +20,4 @@ def run(run: Run, force: bool = False) -> Manifest:
         "seed": run.config.seed,
         "source": source.description,
     }
-    if not force and (done := run.done("data", depends_on, FORMAT)) is not None:
-        return done
-    from pipeline.prepare import write  # what is done waits for no library
-
-    return run.stage("data", depends_on, lambda _: write.work(run, source), force, FORMAT)
+    return run.stage("data", depends_on, lambda _: _work(run, source), force, FORMAT)

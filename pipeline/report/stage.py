@@ -1,5 +1,6 @@
 """What a page depends on, and whether there is one; `pipeline.report.make` writes it."""
 
+from ldcvae.registry import lazy
 from pipeline.store.manifest import Manifest, say
 from pipeline.store.run import Run
 
@@ -9,6 +10,8 @@ FORMAT = 2  # of the page and its pictures; CONTRIBUTING.md says when to raise i
 
 SHOWN = ("data", "train", "samples", "evaluation")  # stages that every page is made of
 
+_work = lazy("pipeline.report.make:work")
+
 
 def run(run: Run, force: bool = False) -> Manifest:
     """See `pipeline.report.run`."""
@@ -16,10 +19,6 @@ def run(run: Run, force: bool = False) -> Manifest:
     manifests |= {stage: run.manifest(stage) for stage in ("tune", "compare") if run.has(stage)}
     # The page shows the whole configuration, so all of it counts.
     depends_on = {"config": run.config.model_dump(mode="json")} | {key: m.digest for key, m in manifests.items()}
-    manifest = None if force else run.done("report", depends_on, FORMAT)
-    if manifest is None:
-        from pipeline.report import make  # what is done waits for no library
-
-        manifest = run.stage("report", depends_on, lambda _: make.work(run, manifests), force, FORMAT)
+    manifest = run.stage("report", depends_on, lambda _: _work(run, manifests), force, FORMAT)
     say(f"report: {run.folder.url}/report/index.html")
     return manifest

@@ -166,19 +166,6 @@ class Run:
         )
         return manifest if whole else None
 
-    def done(self, stage: str, depends_on: Mapping[str, Any], format: int = 1) -> Manifest | None:
-        """The manifest, if the stage is done for the same inputs, which is said; before anything heavy is imported.
-
-        Args:
-            stage: name of the stage's folder.
-            depends_on: as `stage` takes it; format likewise.
-            format: see `depends_on`.
-        """
-        current = self._current(stage, _fingerprint(stage, depends_on, format))
-        if current is not None:
-            say(f"{stage}: up to date, {self.folder.url}/{stage}")
-        return current
-
     def stage(
         self,
         stage: str,
@@ -186,8 +173,11 @@ class Run:
         work: Callable[[str], tuple[Sequence[str | Output], dict[str, Any]]],
         force: bool = False,
         format: int = 1,
+        check: Callable[[], None] | None = None,
     ) -> Manifest:
         """Do a stage's work unless it is already done for the same inputs; its manifest is written last.
+
+        What is done already waits for no library, where `work` and `check` are `lazy` ones of another module.
 
         Args:
             stage: name of the stage's folder.
@@ -196,13 +186,17 @@ class Run:
                 back for its hash.
             force: work even when the stage is current.
             format: number of the code that works, raised when it writes something else for the same `depends_on`.
+            check: raises what makes the work impossible, while what an earlier one has left is still whole.
 
         Returns:
             The manifest, new or as it was.
         """
-        if not force and (current := self.done(stage, depends_on, format)) is not None:
+        wanted = fingerprint(at_format({"version": _VERSION, "stage": stage, **depends_on}, format))
+        if not force and (current := self._current(stage, wanted)) is not None:
+            say(f"{stage}: up to date, {self.folder.url}/{stage}")
             return current
-        wanted = _fingerprint(stage, depends_on, format)
+        if check is not None:
+            check()
         self.folder.write("config.yaml", dump_yaml(self.config).encode())
         # From here until the end the folder's content is in flux: without a manifest nobody takes it for whole.
         self._manifests.pop(stage, None)
@@ -222,10 +216,6 @@ class Run:
         self._manifests[stage] = manifest
         say(f"{stage}: done in {seconds:.0f} s, {self.folder.url}/{stage}")
         return manifest
-
-
-def _fingerprint(stage: str, depends_on: Mapping[str, Any], format: int) -> str:
-    return fingerprint(at_format({"version": _VERSION, "stage": stage, **depends_on}, format))
 
 
 def _flat(content: Mapping[str, Any]) -> dict[str, Any]:

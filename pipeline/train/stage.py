@@ -3,6 +3,7 @@
 from functools import partial
 from typing import Any
 
+from ldcvae.registry import lazy
 from pipeline.config.sections import Config
 from pipeline.store.folder import read_file, sha256
 from pipeline.store.manifest import Manifest
@@ -14,6 +15,8 @@ FORMAT = 3  # of weights and history, unfinished ones too; CONTRIBUTING.md says 
 
 # Keys that change how a run is carried out, not what it computes: a run may be resumed with other values.
 _OPERATIONAL = {"num_workers", "device", "checkpoint_epochs", "checkpoint_steps", "keep_checkpoints", "max_failures"}
+
+_check, _work = lazy("pipeline.train.fit:check"), lazy("pipeline.train.fit:work")
 
 
 def _depends_on(config: Config, data: str) -> dict[str, Any]:
@@ -34,9 +37,4 @@ def _depends_on(config: Config, data: str) -> dict[str, Any]:
 def run(run: Run, force: bool = False) -> Manifest:
     """See `pipeline.train.run`."""
     depends_on = _depends_on(run.config, run.data.digest)
-    if not force and (done := run.done("train", depends_on, FORMAT)) is not None:
-        return done
-    from pipeline.train import fit  # what is done waits for no library
-
-    fit.check(run)
-    return run.stage("train", depends_on, partial(fit.work, run, force), force, FORMAT)
+    return run.stage("train", depends_on, partial(_work, run, force), force, FORMAT, check=partial(_check, run))

@@ -13,7 +13,7 @@ class CellsHere(Schedule):
     def __init__(self, run, reference, retry_failed=False):
         self.config, self.folder, self.given = run.config, run.folder, (run, reference)
         self.data, self.features = run.data.digest, reference.extractor.sha256
-        self.second = "" if reference.second is None else reference.second.sha256
+        self.second = reference.second_sha256
         self.display = SimpleNamespace(update=lambda *_: None, close=lambda: None)
         self.total, self.weight = self._work()
         self.records, self.failed, self.retry_failed, self.kept, self.made = {}, [], retry_failed, 0, 0.0
