@@ -234,7 +234,7 @@ def speed(
     legend += [
         Line2D([], [], label=f"bound: {label.removeprefix('encoder ')}", **line) for label, line in dashed.items()
     ]
-    figure.legend(handles=legend, loc="outside upper left", ncols=2, frameon=False, fontsize=10, labelcolor=theme.ink)
+    figure.legend(handles=legend, loc="outside upper left", ncols=2, frameon=False, fontsize=9, labelcolor=theme.ink)
     return png_bytes(figure)
 
 
