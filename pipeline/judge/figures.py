@@ -65,15 +65,16 @@ class Reference:
         return Judge(self.extractor, self.features[split], neighbours, device, second)
 
 
-def _reference(job: tuple[Run, tuple[str, ...]]) -> Reference:
+def _reference(job: tuple[Run, tuple[str, ...], bool]) -> Reference:
     """The reference, made on this process's device."""
-    run, splits = job
+    run, splits, with_second = job
     device, cpu = process_device(run.config), torch.device("cpu")
 
     def features(extractor: Extractor) -> dict[str, Tensor]:
-        return {split: extractor.to(device)(split_images(run, split)) for split in splits}
+        placed = extractor.to(device)
+        return {split: placed(split_images(run, split)) for split in splits}
 
-    first, second = build_extractor(run), second_extractor(run)
+    first, second = build_extractor(run), second_extractor(run) if with_second else None
     others = {} if second is None else features(second)
     found = features(first)
     reference = Reference(run.shape, first.to(cpu), found, second and second.to(cpu), others)
@@ -81,13 +82,18 @@ def _reference(job: tuple[Run, tuple[str, ...]]) -> Reference:
     return reference
 
 
-def make_reference(run: Run, *splits: str) -> Reference:
+def make_reference(run: Run, *splits: str, second: bool = True) -> Reference:
     """The reference of a run's data set, made here or on a GPU of the cluster.
+
+    Args:
+        run: the run.
+        splits: whose images are judged by.
+        second: whether `evaluate.second_extractor` judges too.
 
     Raises:
         ConfigError: if the extractor does not fit the data.
     """
-    return run_on_accelerator(run.config, _reference, (run, splits))
+    return run_on_accelerator(run.config, _reference, (run, splits, second))
 
 
 @torch.no_grad()

@@ -47,7 +47,7 @@ _SHOWN = ("fd", "kid", "precision", "recall", "coverage", "reconstruction", "ima
 
 def _template(run: Run, space: SearchSpace, study: str) -> Trial:
     """What all trials share: the reference, and the autoencoder and encodings where only the sampler is searched."""
-    shared, reference = None, make_reference(run, "validation")
+    shared, reference = None, make_reference(run, "validation", second=False)
     if space.only_sampler:
         model, validation = load_model(run), split_images(run, "validation")
         weights = {
