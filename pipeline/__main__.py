@@ -8,10 +8,13 @@ import argparse
 import importlib
 import logging
 import os
+import signal
 import sys
 import textwrap
+import threading
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
@@ -147,11 +150,12 @@ def main(stage: str, arguments: Sequence[str] | None = None) -> None:
         work: Callable[..., Any] = importlib.import_module(f"pipeline.{stage}").run
         _quiet()
         run = open_run(config, tuple(options.plugin))
-        if stage in _ONLY_READ:
-            work(run)
-            return
-        with held(run.folder, stage):
-            work(run, **_forced(options))
+        with _heeded_interrupts():
+            if stage in _ONLY_READ:
+                work(run)
+                return
+            with held(run.folder, stage):
+                work(run, **_forced(options))
     except ConfigError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
@@ -164,6 +168,28 @@ def main(stage: str, arguments: Sequence[str] | None = None) -> None:
     except BrokenPipeError:  # `… | head` closed the pipe
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
+
+
+@contextmanager
+def _heeded_interrupts() -> Iterator[None]:
+    """Ctrl+C again where Python swallows one: what an import calls when a lock goes, or `__del__`, cannot raise."""
+    before = sys.unraisablehook
+
+    def again(unraisable: Any) -> None:
+        if not issubclass(unraisable.exc_type, KeyboardInterrupt):
+            before(unraisable)
+            return
+        thread = threading.main_thread().ident
+        # Within this hook it would be swallowed, too.
+        later = threading.Timer(0.05, signal.pthread_kill, (thread, signal.SIGINT))
+        later.daemon = True
+        later.start()
+
+    sys.unraisablehook = again
+    try:
+        yield
+    finally:
+        sys.unraisablehook = before
 
 
 def _quiet() -> None:

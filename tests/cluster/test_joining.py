@@ -69,7 +69,7 @@ def test_training_waits_grows_shrinks_and_goes_on_with_its_cluster(tmp_path, mon
     assert [e["epoch"] for e in epochs(tmp_path)] == list(range(1, len(epochs(tmp_path)) + 1))
 
 
-@pytest.mark.slow
+@pytest.mark.drill
 def test_workers_are_sized_by_the_nodes_and_not_by_the_whole_cluster(tmp_path, monkeypatch):
     here("prepare", tmp_path)
     with Nodes() as nodes:

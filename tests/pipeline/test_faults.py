@@ -43,8 +43,16 @@ def prepared(tmp_path_factory, one_ray):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("phase", ["autoencoder", "sampler"])
-@pytest.mark.parametrize("kill", [kill_driver, kill_worker], ids=["driver", "worker"])
+@pytest.mark.parametrize(
+    ("kill", "phase"),
+    [
+        (kill_driver, "sampler"),
+        (kill_worker, "autoencoder"),
+        pytest.param(kill_driver, "autoencoder", marks=pytest.mark.drill),
+        pytest.param(kill_worker, "sampler", marks=pytest.mark.drill),
+    ],
+    ids=lambda value: getattr(value, "__name__", value),
+)
 def test_killed_training_goes_on_from_the_last_checkpoint(tmp_path, prepared, phase, kill):
     here("prepare", tmp_path)
     process = start("train", tmp_path, *TRAIN)

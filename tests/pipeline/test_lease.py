@@ -10,6 +10,7 @@ import time
 import pytest
 from processes import ROOT, finish, kill_driver, start, wait_for
 
+from pipeline.__main__ import _heeded_interrupts
 from pipeline.config.errors import PipelineError
 from pipeline.store import lease
 from pipeline.store.folder import Folder
@@ -137,6 +138,23 @@ def test_the_same_command_twice_and_a_killed_one(tmp_path):
     assert not (tmp_path / "tiny" / LOCK).exists()
     lines = [json.loads(line) for line in (tmp_path / "tiny/train/metrics.jsonl").read_text().splitlines()]
     assert [line["epoch"] for line in lines if line["phase"] == "autoencoder"] == [1, 2, 3, 4, 5, 6]
+
+
+def test_an_interrupt_that_python_swallows_comes_again():
+    class Deaf:
+        def __del__(self):
+            raise KeyboardInterrupt
+
+    def swallow_one():
+        Deaf()
+        time.sleep(30)
+
+    kept = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with pytest.raises(KeyboardInterrupt), _heeded_interrupts():
+            swallow_one()
+    finally:
+        signal.signal(signal.SIGINT, kept)
 
 
 @pytest.mark.slow
