@@ -1,0 +1,312 @@
+"""What could bring latents nearer to unseen posteriors than the sampler's base is, beside the direction it has.
+
+Takes a finished run whose base is a mixture with full covariances, and tries each route on its autoencoder, base and
+decoder; judged on test images, all rows with the same noise. `nearest` is how near draws are to training encodings
+beside as many of validation images: below 1, something is remembered.
+
+exemplars   a mixture between the base and the encodings themselves: a component's draws gather about its training
+            images, with h of its spread (smoothed bootstrap, Silverman and Young 1987); 1 is the base, 0 the bound.
+            The held-out log likelihood says how much of that is knowledge of the law
+wide        drift with temperatures ten times as large
+sinkhorn    drift whose weights are normalised over both axes to convergence; sinkhorn_wide with large temperatures
+metric      drift by distances of the decoder's first layer instead of the latents'
+queue       drift that sees eight batches of draws on either side, for a third of the steps
+denoiser    a network that learns what the base's own denoiser lacks, and what that is in nats
+
+    python benchmarks/beyond_mixture.py runs/mnist-1 [--routes exemplars,sinkhorn] [--steps 1500]
+"""
+
+import argparse
+import math
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from mixture_denoiser import PASSES, MixtureDenoiser, fit_residual, flow
+from torch import Tensor, nn
+
+from ldcvae import LDCVAE, Encodings
+from ldcvae.densities.gaussian import GaussianMixture
+from ldcvae.directions.fields import Step
+from ldcvae.rivals.fitting import Draw
+from ldcvae.training.encode import encode_split
+from ldcvae.training.heap import keep_freed_memory
+from ldcvae.training.sampler import SamplerPhase
+from ldcvae.training.world import World, keyed_generator
+from ldcvae.variants import DIRECTIONS, Direction
+from pipeline.config.load import load_config
+from pipeline.judge.extractors import build_extractor
+from pipeline.judge.figures import DrawJudge, Judge
+from pipeline.store.data.splits import split_images
+from pipeline.store.model import load_model
+from pipeline.store.run import open_run
+
+CPU = torch.device("cpu")
+NARROW, WIDE = (0.12, 0.3, 0.6), (1.0, 3.0, 10.0)
+SINKHORN_STEPS, QUEUE = 20, 8
+SHARES = (1.0, 0.9, 0.8, 0.7, 0.5, 0.3)  # h of the exemplars
+HELD_OUT = 3000
+
+
+class Bench:
+    """A finished run, what is judged by, and the table's rows."""
+
+    def __init__(self, folder: str):
+        path = Path(folder)
+        place = [f"storage={path.parent}", f"name={path.name}"]
+        self.run = open_run(load_config(path / "config.yaml", place))
+        self.config = self.run.config
+        self.model = load_model(self.run)
+        if self.model.config.base_kind != "full" or not self.model.config.base_components:
+            sys.exit(f"{folder}: the base must be a mixture with full covariances")
+        self.train, self.validation, test = (
+            encode_split(self.model, split_images(self.run, split)) for split in ("train", "validation", "test")
+        )
+        extractor = build_extractor(self.run)
+        judge = Judge(extractor, extractor(split_images(self.run, "test")), self.config.evaluate.neighbours, CPU)
+        count = self.config.evaluate.num_images
+        self.judge = DrawJudge(judge, self.model, test, lambda what, number: keyed_generator(CPU, number), count, 3)
+        self.means = self.model.whitening.whiten(self.train.mean)
+
+    def whitened(self, encodings: Encodings) -> Draw:
+        """Draws of posteriors, whitened."""
+        return lambda n, noise: self.model.whitening.whiten(encodings.draw(n, noise))
+
+    def row(self, title: str, draw: Draw, seconds: float = 0.0) -> None:
+        """Judge draws in whitened coordinates and print a line of the table."""
+        self.judge.model = self.model
+        nearest = ("train", self.train), ("validation", self.validation)
+        draws = list(self.judge.each(lambda n, g: self.model.whitening.unwhiten(draw(n, g)), "row", *nearest))
+        mean = {name: statistics.fmean(one[name] for one in draws) for name in draws[0]}
+        spread = statistics.stdev(one["fd"] for one in draws)
+        cells = [f"{mean[name]:.3f}"[1:] for name in ("precision", "recall", "coverage")]
+        ratio = mean["nearest_train"] / mean["nearest_validation"]
+        took = f"{seconds:.0f}" if seconds else "–"
+        line = [title, took, f"{mean['fd']:.3f} ± {spread:.3f}", *cells, f"{ratio:.3f}"]
+        print(f"| {' | '.join(line)} |", flush=True)
+
+
+# Between the base and the encodings
+
+
+class Exemplars:
+    """A mixture whose components gather about their training images, which keeps their means and covariances.
+
+    Latents of component k are `m + sqrt(1 - h²) (μᵢ - m) + N(0, h² M + S)`, i one of its images, m and M mean and
+    covariance of their posteriors' means and S the mean of their posteriors' covariances.
+    """
+
+    def __init__(self, bench: Bench):
+        base, whitening = base_of(bench.model), bench.model.whitening
+        self.means, (k, d) = bench.means, bench.model.base_means.shape
+        log_joint = torch.stack([log_joint_of(base, bench.means, i) for i in range(k)], 1)
+        self.labels = log_joint.argmax(1)
+        self.members = [torch.where(self.labels == i)[0] for i in range(k)]
+        self.centres, self.spread, self.noise = torch.zeros(k, d), torch.zeros(k, d, d), torch.zeros(k, d, d)
+        variance = bench.train.log_variance.exp()
+        for i, rows in enumerate(self.members):
+            if len(rows):
+                z = self.means[rows].double()
+                self.centres[i] = z.mean(0)
+                self.spread[i] = (z - z.mean(0)).T @ (z - z.mean(0)) / len(rows)
+                self.noise[i] = whitening.matrix.T @ torch.diag(variance[rows].mean(0)) @ whitening.matrix
+
+    def factors(self, h: float) -> Tensor:
+        """(K, d, d) Cholesky factors of the kernels' covariances."""
+        ridge = 1e-6 * torch.eye(self.means.shape[1]).double()
+        return torch.linalg.cholesky(h * h * self.spread.double() + self.noise.double() + ridge).float()
+
+    def log_likelihood(self, h: float, z: Tensor) -> float:
+        """Mean log density of latents (n, d), in nats."""
+        n, d = self.means.shape
+        parts = []
+        for rows, centre, factor in zip(self.members, self.centres, self.factors(h), strict=True):
+            if len(rows):
+                kernels = math.sqrt(1 - h * h) * (self.means[rows] - centre)
+                white = [torch.linalg.solve_triangular(factor, x.T, upper=False).T for x in (z - centre, kernels)]
+                parts.append(torch.logsumexp(-0.5 * torch.cdist(*white).square(), 1) - factor.diagonal().log().sum())
+        every = torch.logsumexp(torch.stack(parts, 1), 1) - math.log(n) - 0.5 * d * math.log(2 * math.pi)
+        return float(every.mean())
+
+    def draw(self, h: float) -> Draw:
+        """Draws in whitened coordinates."""
+        factors, d = self.factors(h), self.means.shape[1]
+
+        def draw(n: int, noise: torch.Generator) -> Tensor:
+            image = torch.randint(len(self.means), (n,), generator=noise)
+            component, xi = self.labels[image], torch.randn(n, d, generator=noise)
+            centre = self.centres[component]
+            drawn = centre + math.sqrt(1 - h * h) * (self.means[image] - centre)
+            for part in torch.arange(n).split(1000):
+                drawn[part] += torch.einsum("nij,nj->ni", factors[component[part]], xi[part])
+            return drawn
+
+        return draw
+
+
+def base_of(model: LDCVAE) -> GaussianMixture:
+    """The base as a density in whitened coordinates."""
+    return GaussianMixture(model.base_weights, model.base_means, model.base_scales @ model.base_scales.mT)
+
+
+def log_joint_of(base: GaussianMixture, z: Tensor, component: int) -> Tensor:
+    """(n,) log wₖ + log N(z; mₖ, Cₖ), less a constant."""
+    factor = torch.linalg.cholesky(base.covariances[component])
+    white = torch.linalg.solve_triangular(factor, (z - base.means[component]).T, upper=False)
+    return base.weights[component].log() - factor.diagonal().log().sum() - 0.5 * white.square().sum(0)
+
+
+def exemplars(bench: Bench, steps: int) -> None:
+    """Rows of every h."""
+    mixture = Exemplars(bench)
+    held_out = bench.whitened(bench.validation)(HELD_OUT, keyed_generator(CPU, "held out"))
+    own = -float(base_of(bench.model).energy(held_out).mean())
+    print(f"| held-out log likelihood of the base: {own:.2f} nats | | | | | | |")
+    for h in SHARES:
+        words = f"exemplars, h = {h:g}, {mixture.log_likelihood(h, held_out):.2f} nats"
+        bench.row(words, mixture.draw(h))
+
+
+# Kernels that see more
+
+
+def both_axes(distances: Tensor, temperature: Tensor) -> Tensor:
+    """Weights (n, m) of drift: geometric mean of the softmax along either axis."""
+    logits = -distances / temperature
+    return torch.exp(0.5 * (logits.log_softmax(1) + logits.log_softmax(0)))
+
+
+def balanced(distances: Tensor, temperature: Tensor) -> Tensor:
+    """Weights (n, m) with rows that sum to 1 and columns that sum to n / m: Sinkhorn's iteration."""
+    logits = -distances / temperature
+    columns, total = torch.zeros(1, logits.shape[1]), math.log(len(logits) / logits.shape[1])
+    for _ in range(SINKHORN_STEPS):
+        rows = -torch.logsumexp(logits + columns, 1, keepdim=True)
+        columns = total - torch.logsumexp(logits + rows, 0, keepdim=True)
+    return torch.exp(logits + rows + columns)
+
+
+def field(
+    step: Step,
+    targets: Tensor,
+    particles: Tensor,
+    weigh: Callable[[Tensor, Tensor], Tensor] = both_axes,
+    features: Callable[[Tensor], Tensor] = lambda z: z,
+) -> Tensor:
+    """drift's field at a step's n particles: towards (m, d) targets, away from (m, d) particles, its own first."""
+    at = features(step.particles)
+    n, m = len(at), len(targets)
+    distances = torch.cat([torch.cdist(at, features(side)) for side in (targets, particles)], 1)
+    own = torch.arange(n)
+    distances[own, own] = distances[own, m + own] = math.inf
+    unit = distances.amin(1).median()
+    total = torch.zeros_like(step.particles)
+    for factor in step.settings.bandwidths:
+        weights = weigh(distances, factor * unit)
+        to, away = weights[:, :m], weights[:, m:]
+        one = to @ targets * away.sum(1, keepdim=True) - away @ particles * to.sum(1, keepdim=True)
+        total += one / one.square().mean().sqrt().clamp(min=1e-12)
+    return total / len(step.settings.bandwidths)
+
+
+def directions(bench: Bench) -> None:
+    """Registers the directions that are tried; none of them does anything across ranks."""
+    model, draw = bench.model, bench.whitened(bench.train)
+    first = nn.Sequential(*list(model.decoder.children())[:2])
+    past: list[Tensor] = []
+
+    def metric(step: Step) -> Tensor:
+        whitening = bench.model.whitening
+        features = lambda z: first(whitening.unwhiten(z)).flatten(1)  # noqa: E731
+        return field(step, step.targets, step.particles, features=features)
+
+    def queue(step: Step) -> Tensor:
+        n, noise = len(step.particles), keyed_generator(CPU, "queue", len(past))
+        if not past:
+            past.extend(bench.model.draw_base(n, noise) for _ in range(QUEUE))
+        targets = torch.cat([step.targets, draw((QUEUE - 1) * n, noise)])
+        found = field(step, targets, torch.cat([step.particles, *past[1 - QUEUE :]]))
+        past.append(step.particles.clone())
+        return found
+
+    for name, one in (
+        ("sinkhorn", lambda step: field(step, step.targets, step.particles, balanced)),
+        ("metric", metric),
+        ("queue", queue),
+    ):
+        DIRECTIONS.register(Direction(name, name, one))
+
+
+def net(bench: Bench, direction: str, widths: tuple[float, ...], steps: int) -> None:
+    """A row of a sampler net that follows a direction from the run's own base."""
+    model = bench.model
+    base = model.base_weights, model.base_means, model.base_scales @ model.base_scales.mT
+    torch.manual_seed(bench.config.seed)
+    model.reset_sampler(model.config.sampler_width, model.config.sampler_depth, model.config.base_components)
+    model.set_base(*base)
+    settings = replace(bench.config.sampler, direction=direction, bandwidths=widths, steps=steps)
+    started = time.perf_counter()
+    phase = SamplerPhase(model, bench.train, bench.validation, settings, World(), bench.config.seed, fitted=True)
+    for _ in phase.blocks(settings.checkpoint_steps):
+        pass
+    phase.adopt_average()
+    took = time.perf_counter() - started
+    bench.row(f"net, {direction}, {widths}, {steps:,} steps", lambda n, g: model.sampler(model.draw_base(n, g)), took)
+
+
+def denoiser(bench: Bench, steps: int) -> None:
+    """What the base lacks in nats, and rows of what the probability flow makes of its draws."""
+    base, draw = MixtureDenoiser(base_of(bench.model)), bench.whitened(bench.train)
+    held_out = bench.whitened(bench.validation)(HELD_OUT, keyed_generator(CPU, "held out"))
+    started = time.perf_counter()
+    learnt, nats = fit_residual(base, draw, held_out, steps, bench.config.sampler.particles, bench.config.seed)
+    took = time.perf_counter() - started
+    print(f"| denoiser: {nats:.2f} nats of held-out latents more than the base | | | | | | |")
+    for title, model, seconds in (("the base's own denoiser", base, 0.0), ("learnt denoiser", learnt, took)):
+        bench.row(f"{title}, {PASSES} passes", flow(model, bench.model.draw_base), seconds)
+
+
+ROUTES: dict[str, Callable[[Bench, int], None]] = {
+    "exemplars": exemplars,
+    "drift": lambda bench, steps: net(bench, "drift", NARROW, steps),
+    "wide": lambda bench, steps: net(bench, "drift", WIDE, steps),
+    "sinkhorn": lambda bench, steps: net(bench, "sinkhorn", NARROW, steps),
+    "sinkhorn_wide": lambda bench, steps: net(bench, "sinkhorn", WIDE, steps),
+    "metric": lambda bench, steps: net(bench, "metric", NARROW, steps),
+    "queue": lambda bench, steps: net(bench, "queue", NARROW, steps // 3),
+    "denoiser": denoiser,
+}
+
+
+@torch.no_grad()
+def bounds(bench: Bench) -> None:
+    """Rows that are there whatever the route."""
+    bench.row("base", bench.model.draw_base)
+    bench.row("net of the run", lambda n, g: bench.model.sampler(bench.model.draw_base(n, g)))
+    bench.row("posteriors of validation images", bench.whitened(bench.validation))
+    bench.row("posteriors of training images, the bound", bench.whitened(bench.train))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("run", help="folder of a finished run")
+    parser.add_argument("--routes", default=",".join(ROUTES), help="some of " + ", ".join(ROUTES))
+    parser.add_argument("--steps", type=int, default=1500, help="of a sampler net")
+    options = parser.parse_args()
+    if unknown := set(options.routes.split(",")) - set(ROUTES):
+        parser.error(f"no such route: {', '.join(sorted(unknown))}")
+    keep_freed_memory()
+    bench = Bench(options.run)
+    directions(bench)
+    print("| latents | seconds | FD | precision | recall | coverage | nearest |\n|---|---|---|---|---|---|---|")
+    bounds(bench)
+    for route in options.routes.split(","):
+        ROUTES[route](bench, options.steps)
+
+
+if __name__ == "__main__":
+    main()

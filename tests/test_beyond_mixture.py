@@ -1,0 +1,85 @@
+"""benchmarks/beyond_mixture.py: its densities and fields against what is known."""
+
+import math
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from ldcvae.densities.gaussian import GaussianMixture
+from ldcvae.directions.two_sample import drift
+
+
+@pytest.fixture
+def routes(monkeypatch):
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[1] / "benchmarks"))
+    import beyond_mixture
+
+    return beyond_mixture
+
+
+def mixture(dim=3):
+    noise = torch.Generator().manual_seed(0)
+    roots = torch.randn(4, dim, dim, generator=noise)
+    means = 2 * torch.randn(4, dim, generator=noise)
+    return GaussianMixture(torch.tensor([0.1, 0.2, 0.3, 0.4]), means, roots @ roots.mT + 0.1 * torch.eye(dim))
+
+
+@pytest.mark.parametrize("sigma", [0.05, 1.0, 5.0])
+def test_the_mixtures_denoiser_follows_the_score_of_the_smoothed_mixture(routes, sigma):
+    from mixture_denoiser import MixtureDenoiser
+
+    base, x = mixture(), 3 * torch.randn(50, 3, generator=torch.Generator().manual_seed(1))
+    by_score = x + sigma**2 * base.smoothed(sigma).score(x)  # Tweedie's formula
+    assert torch.allclose(MixtureDenoiser(base)(x, torch.full((50,), sigma)), by_score, atol=1e-3)
+
+
+def test_a_gain_in_nats_is_the_divergence_of_two_gaussians(routes, monkeypatch):
+    import mixture_denoiser
+    from mixture_denoiser import MixtureDenoiser, _nats
+
+    monkeypatch.setattr(mixture_denoiser, "NOISE", (0.02, 50.0))
+    monkeypatch.setattr(mixture_denoiser, "LEVELS", 60)
+    one = torch.ones(1)
+    true, wide = (GaussianMixture(one, torch.zeros(1, 2), v * torch.eye(2)[None]) for v in (1.0, 4.0))
+    u = true.sample(40_000, torch.Generator().manual_seed(0))
+    gain, left = _nats(MixtureDenoiser(true), MixtureDenoiser(wide), u)
+    assert gain == pytest.approx(math.log(4) - 0.75, abs=0.02)  # KL(N(0, I) | N(0, 4 I)) in two dimensions
+    assert min(left) < 0.9
+
+
+def test_drift_without_its_shortcuts_is_drift(routes):
+    noise = torch.Generator().manual_seed(2)
+    z, y = torch.randn(40, 5, generator=noise), torch.randn(40, 5, generator=noise) + 1
+    step = SimpleNamespace(particles=z, targets=y, settings=SimpleNamespace(bandwidths=(0.3, 1.0)))
+    distances = torch.cat([torch.cdist(z, y), torch.cdist(z, z)], 1)
+    own = torch.arange(40)
+    distances[own, own] = distances[own, 40 + own] = math.inf
+    unit = distances.amin(1).median()
+    expected = drift(z, y, [0.3 * unit, 1.0 * unit])
+    assert torch.allclose(routes.field(step, y, z), expected, atol=1e-4)
+
+
+def test_sinkhorns_weights_have_both_sums(routes):
+    weights = routes.balanced(torch.rand(30, 60, generator=torch.Generator().manual_seed(0)), torch.tensor(0.3))
+    assert torch.allclose(weights.sum(0), torch.full((60,), 0.5), atol=1e-5)
+    assert torch.allclose(weights.sum(1), torch.ones(30), atol=1e-3)
+
+
+def test_exemplars_keep_mean_and_covariance_and_know_their_likelihood(routes):
+    noise = torch.Generator().manual_seed(3)
+    made = object.__new__(routes.Exemplars)
+    made.means = torch.cat([torch.randn(60, 2, generator=noise) - 4, torch.randn(40, 2, generator=noise) + 4])
+    made.labels = torch.tensor([0] * 60 + [1] * 40)
+    made.members = [torch.arange(60), torch.arange(60, 100)]
+    made.centres = torch.stack([made.means[rows].mean(0) for rows in made.members])
+    made.spread = torch.stack([torch.cov(made.means[rows].T, correction=0) for rows in made.members])
+    made.noise = 0.1 * torch.eye(2).repeat(2, 1, 1)
+    expected = torch.cov(made.means.T, correction=0) + 0.1 * torch.eye(2)
+    for h in (1.0, 0.5, 0.0):
+        z = made.draw(h)(50_000, noise)
+        assert torch.allclose(torch.cov(z.T), expected, rtol=0.03, atol=0.05)
+    at_one = GaussianMixture(torch.tensor([0.6, 0.4]), made.centres, made.spread + made.noise)
+    z = at_one.sample(500, noise)
+    assert made.log_likelihood(1.0, z) == pytest.approx(-float(at_one.energy(z).mean()), abs=1e-3)
