@@ -7,12 +7,11 @@ import html
 import io
 import json
 import re
-import shutil
-import subprocess
 from html.parser import HTMLParser
 
 import numpy as np
 import pytest
+from browser import needs_browser, probed
 from PIL import Image
 
 from pipeline.compare.page import make_page, speed
@@ -405,15 +404,10 @@ def browse(page, folder, jobs, size):
     digest = base64.b64encode(hashlib.sha256(probe.encode()).digest()).decode()
     page = page.replace("script-src ", f"script-src 'sha256-{digest}' ", 1)
     (folder / "copy.html").write_text(page.replace("</body>", f"<script>{probe}</script></body>"))
-    flags = ["headless", "no-sandbox", "disable-gpu", "disable-quic", "no-first-run", "mute-audio", "disable-sync"]
-    flags += ["disable-background-networking", "disable-component-update", f"user-data-dir={folder}/profile"]
-    flags += ["virtual-time-budget=5000", "dump-dom", f"window-size={size}"]
-    command = [shutil.which("chromium"), *(f"--{flag}" for flag in flags), f"file://{folder}/copy.html"]
-    dom = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True).stdout
-    return json.loads(html.unescape(re.search(r'<pre id="probe">(.*?)</pre>', dom, re.S)[1]))
+    return probed(folder / "copy.html", f"--window-size={size}")
 
 
-@pytest.mark.skipif(shutil.which("chromium") is None, reason="no chromium on this machine")
+@needs_browser
 @pytest.mark.parametrize("size", ["1400,2000", "500,2000"], ids=["wide", "phone"])
 def test_a_heading_sorts_in_a_browser(tmp_path, size):
     results = study()

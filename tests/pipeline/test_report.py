@@ -3,15 +3,14 @@
 import base64
 import html
 import io
-import json
 import re
-import shutil
-import subprocess
 from functools import partial
 
+import browser
 import numpy as np
 import pytest
 import torch
+from browser import DARK, needs_browser, probed
 from PIL import Image
 
 from ldcvae import LDCVAE, LDCVAEConfig
@@ -319,30 +318,15 @@ def browse(page, folder, *flags):
     page = re.sub(r'<meta http-equiv="Content-Security-Policy"[^>]*>', "", page)
     assert "Content-Security" not in page
     (folder / "copy.html").write_text(page + PROBE)
-    command = [
-        *(
-            shutil.which("chromium"),
-            "--headless",
-            "--no-sandbox",
-            "--disable-gpu",
-            "--disable-quic",
-            "--no-first-run",
-        ),
-        *("--disable-background-networking", "--disable-component-update", "--disable-sync", "--mute-audio"),
-        *(f"--user-data-dir={folder}/profile", "--virtual-time-budget=5000", "--dump-dom", *flags),
-        f"file://{folder}/copy.html",
-    ]
-    dom = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True).stdout
-    return json.loads(html.unescape(re.search(r'<pre id="probe">(.*?)</pre>', dom, re.S)[1]))
+    return probed(folder / "copy.html", *flags)
 
 
-@pytest.mark.skipif(shutil.which("chromium") is None, reason="no chromium on this machine")
+@needs_browser
 @pytest.mark.parametrize(
     ("dark", "size"), [(False, "1200,3000"), (True, "500,3000")], ids=["wide and light", "phone and dark"]
 )
 def test_page_in_a_browser(default, tmp_path, dark, size):
-    flags = ["--blink-settings=preferredColorScheme=0"] if dark else []
-    seen = browse(default[2], tmp_path, f"--window-size={size}", *flags)
+    seen = browse(default[2], tmp_path, f"--window-size={size}", *[DARK] * dark)
     assert seen["title"] == "digits · LDC-VAE"
     assert len(seen["images"]) == 3 + 2 + 8 + 1
     assert all(complete and natural > 100 and shown > 100 for complete, natural, shown in seen["images"])
@@ -360,6 +344,17 @@ def test_page_in_a_browser(default, tmp_path, dark, size):
     assert seen["dark"] is dark
     assert seen["current"] == [True] * 3 + [not dark] * 11  # galleries serve both, figures have a dark variant
     assert seen["background"] == ("rgb(20, 22, 26)" if dark else "rgb(255, 255, 255)")
+
+
+@needs_browser
+def test_screenshots_are_light_and_dark(default, tmp_path):
+    (tmp_path / "page.html").write_text(default[2])
+    browser.main(str(tmp_path / "page.html"), str(tmp_path / "page"), "900,700")
+    light, dark = (pixels((tmp_path / f"page-{which}.png").read_bytes()) for which in ("light", "dark"))
+    assert light.shape == dark.shape == (700, 900, 3)
+    assert light[5, 5].tolist() == [255, 255, 255]
+    assert dark[5, 5].tolist() == [20, 22, 26]
+    assert light.std() > 10  # there is something on it
 
 
 def test_the_models_card_has_data_and_figures(default):
