@@ -12,6 +12,7 @@ sinkhorn    drift whose weights are normalised over both axes to convergence; si
 metric      drift by distances of the decoder's first layer instead of the latents'
 queue       drift that sees eight batches of draws on either side, for a third of the steps
 denoiser    a network that learns what the base's own denoiser lacks, and what that is in nats
+rivals      flow matching from noise and from the base, fifty passes, and MeanFlow, one pass; the run's own steps
 
     python benchmarks/beyond_mixture.py runs/mnist-1 [--routes exemplars,sinkhorn] [--steps 1500]
 """
@@ -32,12 +33,12 @@ from torch import Tensor, nn
 from ldcvae import LDCVAE, Encodings
 from ldcvae.densities.gaussian import GaussianMixture
 from ldcvae.directions.fields import Step
-from ldcvae.rivals.fitting import Draw
+from ldcvae.rivals.fitting import Budget, Draw, Fitting
 from ldcvae.training.encode import encode_split
 from ldcvae.training.heap import keep_freed_memory
 from ldcvae.training.sampler import SamplerPhase
 from ldcvae.training.world import World, keyed_generator
-from ldcvae.variants import DIRECTIONS, Direction
+from ldcvae.variants import DIRECTIONS, GENERATORS, Direction
 from pipeline.config.load import load_config
 from pipeline.judge.extractors import build_extractor
 from pipeline.judge.figures import DrawJudge, Judge
@@ -270,6 +271,17 @@ def denoiser(bench: Bench, steps: int) -> None:
         bench.row(f"{title}, {PASSES} passes", flow(model, bench.model.draw_base), seconds)
 
 
+def rivals(bench: Bench, steps: int) -> None:
+    """Rows of other generators, fitted to the same encodings."""
+    budget = Budget(sampler=bench.run.config.sampler)
+    for name in ("flow_matching", "flow_matching_from_base", "mean_flow"):
+        started = time.perf_counter()
+        fitting = Fitting(name, bench.model, bench.train, bench.validation, None, None, budget, bench.config.seed)
+        draw = GENERATORS[name].fit(fitting)
+        took = time.perf_counter() - started
+        bench.row(name, lambda n, g, draw=draw: bench.model.whitening.whiten(draw(n, g)), took)
+
+
 ROUTES: dict[str, Callable[[Bench, int], None]] = {
     "exemplars": exemplars,
     "drift": lambda bench, steps: net(bench, "drift", NARROW, steps),
@@ -279,6 +291,7 @@ ROUTES: dict[str, Callable[[Bench, int], None]] = {
     "metric": lambda bench, steps: net(bench, "metric", NARROW, steps),
     "queue": lambda bench, steps: net(bench, "queue", NARROW, steps // 3),
     "denoiser": denoiser,
+    "rivals": rivals,
 }
 
 
