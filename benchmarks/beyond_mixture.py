@@ -1,8 +1,8 @@
 """What could bring latents nearer to unseen posteriors than the sampler's base is, beside the direction it has.
 
 Takes a finished run whose base is a mixture with full covariances, and tries each route on its autoencoder, base and
-decoder; judged on test images, all rows with the same noise. `nearest` is how near draws are to training encodings
-beside as many of validation images: below 1, something is remembered.
+decoder; judged on test images, all rows with the same noise. `nearest` is how near draws are to a training encoding,
+beside draws of validation images' posteriors: below 1, something is remembered.
 
 exemplars   a mixture between the base and the encodings themselves: a component's draws gather about its training
             images, with h of its spread (smoothed bootstrap, Silverman and Young 1987); 1 is the base, 0 the bound.
@@ -33,6 +33,7 @@ from torch import Tensor, nn
 from ldcvae import LDCVAE, Encodings
 from ldcvae.densities.gaussian import GaussianMixture
 from ldcvae.directions.fields import Step
+from ldcvae.metrics.latents import nearest_distance
 from ldcvae.rivals.fitting import Budget, Draw, Fitting
 from ldcvae.training.encode import encode_split
 from ldcvae.training.heap import keep_freed_memory
@@ -72,20 +73,25 @@ class Bench:
         count = self.config.evaluate.num_images
         self.judge = DrawJudge(judge, self.model, test, lambda what, number: keyed_generator(CPU, number), count, 3)
         self.means = self.model.whitening.whiten(self.train.mean)
+        self.unseen = self.nearest(self.whitened(self.validation))
+
+    def nearest(self, draw: Draw) -> float:
+        """Mean distance of draws to the nearest training encoding."""
+        return nearest_distance(draw(2000, keyed_generator(CPU, "nearest")), self.means)
 
     def whitened(self, encodings: Encodings) -> Draw:
         """Draws of posteriors, whitened."""
         return lambda n, noise: self.model.whitening.whiten(encodings.draw(n, noise))
 
+    @torch.no_grad()
     def row(self, title: str, draw: Draw, seconds: float = 0.0) -> None:
         """Judge draws in whitened coordinates and print a line of the table."""
         self.judge.model = self.model
-        nearest = ("train", self.train), ("validation", self.validation)
-        draws = list(self.judge.each(lambda n, g: self.model.whitening.unwhiten(draw(n, g)), "row", *nearest))
+        draws = list(self.judge.each(lambda n, g: self.model.whitening.unwhiten(draw(n, g)), "row"))
         mean = {name: statistics.fmean(one[name] for one in draws) for name in draws[0]}
         spread = statistics.stdev(one["fd"] for one in draws)
         cells = [f"{mean[name]:.3f}"[1:] for name in ("precision", "recall", "coverage")]
-        ratio = mean["nearest_train"] / mean["nearest_validation"]
+        ratio = self.nearest(draw) / self.unseen
         took = f"{seconds:.0f}" if seconds else "–"
         line = [title, took, f"{mean['fd']:.3f} ± {spread:.3f}", *cells, f"{ratio:.3f}"]
         print(f"| {' | '.join(line)} |", flush=True)

@@ -74,7 +74,7 @@ def main() -> None:
         cells = [
             f"{found[name]:,.1f} ({found[name] / least:.1f})" if name in found else "–"
             for name in ("blackjax", "autograd")
-        ]  # noqa: E501
+        ]
         print(f"| {n:,} | {dim} | {least:,.1f} | {' | '.join(cells)} |", flush=True)
         report(f"blackjax SVGD / stein, n = {n:,}, d = {dim}", found["blackjax"] / least, "higher")
 
