@@ -35,7 +35,7 @@ from pipeline.store.run import Run
 
 __all__ = ["run"]
 
-FORMAT = 2  # of results, claims and page; cells have numbers of their own; CONTRIBUTING.md says when to raise it
+FORMAT = 3  # of results, claims and page; cells have numbers of their own; CONTRIBUTING.md says when to raise it
 
 
 def _results(run: Run, reference: Reference, found: dict[str, dict[str, Any]]) -> dict[str, Any]:

@@ -6,7 +6,7 @@ from pipeline.store.run import Run
 
 __all__ = ["SHOWN", "run"]
 
-FORMAT = 2  # of the page and its pictures; CONTRIBUTING.md says when to raise it
+FORMAT = 3  # of the page and its pictures; CONTRIBUTING.md says when to raise it
 
 SHOWN = ("data", "train", "samples", "evaluation")  # stages that every page is made of
 

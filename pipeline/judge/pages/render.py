@@ -35,7 +35,7 @@ def _significant(value: float, digits: int) -> float:
 def format_column(
     values: Sequence[float | None], spreads: Sequence[float | None], small: bool = False, rate: bool = False
 ) -> tuple[list[Entry], int]:
-    """One column of the table, all with the same decimals.
+    """One column of the table, all with the same decimals: four digits of the largest, or one more for the smallest.
 
     Args:
         values: means; None where there is none.
@@ -48,11 +48,15 @@ def format_column(
 
     Example:
         >>> format_column([287.61, None, 0.5], [1.25, None, None])
-        ([Entry(value='287.6', spread='1.2'), Entry(value='–', spread=''), Entry(value='0.5', spread='')], 1)
+        ([Entry(value='287.61', spread='1.25'), Entry(value='–', spread=''), Entry(value='0.50', spread='')], 1)
     """
     largest = max((abs(value) for value in values if value is not None), default=0.0)
     factor = 1000 if small and 0 < largest < 0.1 else 1
     decimals = 3 if not largest else max(0, min(3, 3 - math.floor(math.log10(largest * factor))))
+    least = min((value * factor for value in values if value), default=0.0)
+    # 143.4 ± 1.0 in one row must not make 0.48 ± 0.10 of another 0.5.
+    if not rate and decimals == 1 and 0 < least < 1:
+        decimals = 2
 
     def text(value: float | None, digits: int, missing: str) -> str:
         if value is None:
