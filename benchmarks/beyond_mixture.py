@@ -18,19 +18,22 @@ rivals      flow matching from noise and from the base, fifty passes, and MeanFl
 """
 
 import argparse
+import itertools
 import math
 import statistics
 import sys
 import time
+from collections import deque
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import torch
+from for_docs import opened
 from mixture_denoiser import PASSES, MixtureDenoiser, fit_residual, flow
 from torch import Tensor, nn
 
-from ldcvae import LDCVAE, Encodings
+from ldcvae import Encodings
 from ldcvae.densities.gaussian import GaussianMixture
 from ldcvae.directions.fields import Step
 from ldcvae.metrics.latents import nearest_distance
@@ -40,12 +43,10 @@ from ldcvae.training.heap import keep_freed_memory
 from ldcvae.training.sampler import SamplerPhase
 from ldcvae.training.world import World, keyed_generator
 from ldcvae.variants import DIRECTIONS, GENERATORS, Direction
-from pipeline.config.load import load_config
 from pipeline.judge.extractors import build_extractor
 from pipeline.judge.figures import DrawJudge, Judge
 from pipeline.store.data.splits import split_images
 from pipeline.store.model import load_model
-from pipeline.store.run import open_run
 
 CPU = torch.device("cpu")
 NARROW, WIDE = (0.12, 0.3, 0.6), (1.0, 3.0, 10.0)
@@ -58,22 +59,23 @@ class Bench:
     """A finished run, what is judged by, and the table's rows."""
 
     def __init__(self, folder: str):
-        path = Path(folder)
-        place = [f"storage={path.parent}", f"name={path.name}"]
-        self.run = open_run(load_config(path / "config.yaml", place))
-        self.config = self.run.config
-        self.model = load_model(self.run)
+        run = opened(Path(folder))
+        self.config, self.model = run.config, load_model(run)
         if self.model.config.base_kind != "full" or not self.model.config.base_components:
             sys.exit(f"{folder}: the base must be a mixture with full covariances")
         self.train, self.validation, test = (
-            encode_split(self.model, split_images(self.run, split)) for split in ("train", "validation", "test")
+            encode_split(self.model, split_images(run, split)) for split in ("train", "validation", "test")
         )
-        extractor = build_extractor(self.run)
-        judge = Judge(extractor, extractor(split_images(self.run, "test")), self.config.evaluate.neighbours, CPU)
+        self.base = GaussianMixture(
+            self.model.base_weights, self.model.base_means, self.model.base_scales @ self.model.base_scales.mT
+        )  # in whitened coordinates, as all rows are
+        extractor = build_extractor(run)
+        judge = Judge(extractor, extractor(split_images(run, "test")), self.config.evaluate.neighbours, CPU)
         count = self.config.evaluate.num_images
         self.judge = DrawJudge(judge, self.model, test, lambda what, number: keyed_generator(CPU, number), count, 3)
         self.means = self.model.whitening.whiten(self.train.mean)
-        self.unseen = self.nearest(self.whitened(self.validation))
+        unseen = self.whitened(self.validation)
+        self.held_out, self.unseen = unseen(HELD_OUT, keyed_generator(CPU, "held out")), self.nearest(unseen)
 
     def nearest(self, draw: Draw) -> float:
         """Mean distance of draws to the nearest training encoding."""
@@ -86,7 +88,6 @@ class Bench:
     @torch.no_grad()
     def row(self, title: str, draw: Draw, seconds: float = 0.0) -> None:
         """Judge draws in whitened coordinates and print a line of the table."""
-        self.judge.model = self.model
         draws = list(self.judge.each(lambda n, g: self.model.whitening.unwhiten(draw(n, g)), "row"))
         mean = {name: statistics.fmean(one[name] for one in draws) for name in draws[0]}
         spread = statistics.stdev(one["fd"] for one in draws)
@@ -105,22 +106,32 @@ class Exemplars:
 
     Latents of component k are `m + sqrt(1 - h²) (μᵢ - m) + N(0, h² M + S)`, i one of its images, m and M mean and
     covariance of their posteriors' means and S the mean of their posteriors' covariances.
+
+    Args:
+        means: (n, d) of the posteriors.
+        labels: (n,) component of each.
+        noise: (K, d, d) of every component, S.
     """
 
-    def __init__(self, bench: Bench):
-        base, whitening = base_of(bench.model), bench.model.whitening
-        self.means, (k, d) = bench.means, bench.model.base_means.shape
-        log_joint = torch.stack([log_joint_of(base, bench.means, i) for i in range(k)], 1)
-        self.labels = log_joint.argmax(1)
-        self.members = [torch.where(self.labels == i)[0] for i in range(k)]
-        self.centres, self.spread, self.noise = torch.zeros(k, d), torch.zeros(k, d, d), torch.zeros(k, d, d)
-        variance = bench.train.log_variance.exp()
+    def __init__(self, means: Tensor, labels: Tensor, noise: Tensor):
+        self.means, self.labels, self.noise = means, labels, noise
+        (k, d), self.members = noise.shape[:2], [torch.where(labels == i)[0] for i in range(len(noise))]
+        self.centres, self.spread = torch.zeros(k, d), torch.zeros(k, d, d)
         for i, rows in enumerate(self.members):
             if len(rows):
-                z = self.means[rows].double()
+                z = means[rows].double()
                 self.centres[i] = z.mean(0)
-                self.spread[i] = (z - z.mean(0)).T @ (z - z.mean(0)) / len(rows)
-                self.noise[i] = whitening.matrix.T @ torch.diag(variance[rows].mean(0)) @ whitening.matrix
+                self.spread[i] = torch.cov(z.T, correction=0)
+
+    @classmethod
+    def of(cls, bench: Bench) -> "Exemplars":
+        """Every training image with the base's component that is likeliest for its mean."""
+        labels = torch.cat([bench.base._whitened(part)[1].argmax(1) for part in bench.means.split(1000)])
+        variance, matrix = bench.train.log_variance.exp(), bench.model.whitening.matrix
+        diagonals = [variance[labels == i].mean(0) for i in range(len(bench.base.means))]
+        # Without a member there is no mean, and no draw either.
+        noise = torch.stack([matrix.T @ torch.diag(one.nan_to_num()) @ matrix for one in diagonals])
+        return cls(bench.means, labels, noise)
 
     def factors(self, h: float) -> Tensor:
         """(K, d, d) Cholesky factors of the kernels' covariances."""
@@ -155,26 +166,13 @@ class Exemplars:
         return draw
 
 
-def base_of(model: LDCVAE) -> GaussianMixture:
-    """The base as a density in whitened coordinates."""
-    return GaussianMixture(model.base_weights, model.base_means, model.base_scales @ model.base_scales.mT)
-
-
-def log_joint_of(base: GaussianMixture, z: Tensor, component: int) -> Tensor:
-    """(n,) log wₖ + log N(z; mₖ, Cₖ), less a constant."""
-    factor = torch.linalg.cholesky(base.covariances[component])
-    white = torch.linalg.solve_triangular(factor, (z - base.means[component]).T, upper=False)
-    return base.weights[component].log() - factor.diagonal().log().sum() - 0.5 * white.square().sum(0)
-
-
 def exemplars(bench: Bench, steps: int) -> None:
     """Rows of every h."""
-    mixture = Exemplars(bench)
-    held_out = bench.whitened(bench.validation)(HELD_OUT, keyed_generator(CPU, "held out"))
-    own = -float(base_of(bench.model).energy(held_out).mean())
+    mixture = Exemplars.of(bench)
+    own = -float(torch.cat([bench.base.energy(part) for part in bench.held_out.split(1000)]).mean())
     print(f"| held-out log likelihood of the base: {own:.2f} nats | | | | | | |")
     for h in SHARES:
-        words = f"exemplars, h = {h:g}, {mixture.log_likelihood(h, held_out):.2f} nats"
+        words = f"exemplars, h = {h:g}, {mixture.log_likelihood(h, bench.held_out):.2f} nats"
         bench.row(words, mixture.draw(h))
 
 
@@ -224,25 +222,24 @@ def directions(bench: Bench) -> None:
     """Registers the directions that are tried; none of them does anything across ranks."""
     model, draw = bench.model, bench.whitened(bench.train)
     first = nn.Sequential(*list(model.decoder.children())[:2])
-    past: list[Tensor] = []
+    past: deque[Tensor] = deque(maxlen=QUEUE - 1)  # batches before this one
+    steps = itertools.count()
 
-    def metric(step: Step) -> Tensor:
-        whitening = bench.model.whitening
-        features = lambda z: first(whitening.unwhiten(z)).flatten(1)  # noqa: E731
-        return field(step, step.targets, step.particles, features=features)
+    def activations(latents: Tensor) -> Tensor:
+        return first(model.whitening.unwhiten(latents)).flatten(1)
 
     def queue(step: Step) -> Tensor:
-        n, noise = len(step.particles), keyed_generator(CPU, "queue", len(past))
-        if not past:
-            past.extend(bench.model.draw_base(n, noise) for _ in range(QUEUE))
+        n, noise = len(step.particles), keyed_generator(CPU, "queue", next(steps))
+        while len(past) < QUEUE - 1:  # before the first step: the base's
+            past.append(model.draw_base(n, noise))
         targets = torch.cat([step.targets, draw((QUEUE - 1) * n, noise)])
-        found = field(step, targets, torch.cat([step.particles, *past[1 - QUEUE :]]))
+        found = field(step, targets, torch.cat([step.particles, *past]))
         past.append(step.particles.clone())
         return found
 
     for name, one in (
         ("sinkhorn", lambda step: field(step, step.targets, step.particles, balanced)),
-        ("metric", metric),
+        ("metric", lambda step: field(step, step.targets, step.particles, features=activations)),
         ("queue", queue),
     ):
         DIRECTIONS.register(Direction(name, name, one))
@@ -251,10 +248,9 @@ def directions(bench: Bench) -> None:
 def net(bench: Bench, direction: str, widths: tuple[float, ...], steps: int) -> None:
     """A row of a sampler net that follows a direction from the run's own base."""
     model = bench.model
-    base = model.base_weights, model.base_means, model.base_scales @ model.base_scales.mT
     torch.manual_seed(bench.config.seed)
     model.reset_sampler(model.config.sampler_width, model.config.sampler_depth, model.config.base_components)
-    model.set_base(*base)
+    model.set_base(bench.base.weights, bench.base.means, bench.base.covariances)
     settings = replace(bench.config.sampler, direction=direction, bandwidths=widths, steps=steps)
     started = time.perf_counter()
     phase = SamplerPhase(model, bench.train, bench.validation, settings, World(), bench.config.seed, fitted=True)
@@ -267,10 +263,9 @@ def net(bench: Bench, direction: str, widths: tuple[float, ...], steps: int) -> 
 
 def denoiser(bench: Bench, steps: int) -> None:
     """What the base lacks in nats, and rows of what the probability flow makes of its draws."""
-    base, draw = MixtureDenoiser(base_of(bench.model)), bench.whitened(bench.train)
-    held_out = bench.whitened(bench.validation)(HELD_OUT, keyed_generator(CPU, "held out"))
+    base, draw, size = MixtureDenoiser(bench.base), bench.whitened(bench.train), bench.config.sampler.particles
     started = time.perf_counter()
-    learnt, nats = fit_residual(base, draw, held_out, steps, bench.config.sampler.particles, bench.config.seed)
+    learnt, nats = fit_residual(base, draw, bench.held_out, steps, size, bench.config.seed)
     took = time.perf_counter() - started
     print(f"| denoiser: {nats:.2f} nats of held-out latents more than the base | | | | | | |")
     for title, model, seconds in (("the base's own denoiser", base, 0.0), ("learnt denoiser", learnt, took)):
@@ -279,7 +274,7 @@ def denoiser(bench: Bench, steps: int) -> None:
 
 def rivals(bench: Bench, steps: int) -> None:
     """Rows of other generators, fitted to the same encodings."""
-    budget = Budget(sampler=bench.run.config.sampler)
+    budget = Budget(sampler=bench.config.sampler)
     for name in ("flow_matching", "flow_matching_from_base", "mean_flow"):
         started = time.perf_counter()
         fitting = Fitting(name, bench.model, bench.train, bench.validation, None, None, budget, bench.config.seed)

@@ -10,18 +10,18 @@ their neighbours in the spectrum, beside the same of real images.
 
 import statistics
 import sys
+from pathlib import Path
 from typing import Any
 
 import torch
 from autoencoder_search import judged, judges_of
+from for_docs import opened
 from torch import Tensor
 
 from ldcvae.losses import as_float
 from ldcvae.training.encode import encode_split
-from pipeline.config.load import load_config
 from pipeline.store.data.splits import split_images
 from pipeline.store.model import load_before, load_model
-from pipeline.store.run import open_run
 
 ROWS = {
     "base": "the sampler's base",
@@ -57,10 +57,8 @@ def grid(images: Tensor) -> float:
 
 def figures_of(folder: str) -> dict[str, dict[str, Any]]:
     """before and after -> extractor -> row -> figures, of one run."""
-    storage, _, name = folder.rstrip("/").rpartition("/")
-    place = [f"storage={storage or '.'}", f"name={name}"]
-    config = load_config(f"{folder}/config.yaml", place)
-    run = open_run(config)
+    run = opened(Path(folder))
+    config = run.config
     after = load_model(run)
     before = load_before(run, after)
     if before is None:

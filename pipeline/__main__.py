@@ -131,45 +131,6 @@ def _forced(options: argparse.Namespace) -> dict[str, Any]:
     return {"force": options.force is not None, "cells": cells, "retry_failed": options.retry_failed}
 
 
-def main(stage: str, arguments: Sequence[str] | None = None) -> None:
-    """Parse the command line, run one stage, exit with 0 (done), 1 (failure) or 2 (bad usage or config).
-
-    Args:
-        stage: module name under `pipeline`, whose docstring is the help and whose `run(run, force)` is called,
-            of the comparison with `cells` and `retry_failed` too.
-            It is imported by that name: functions of `__main__` could not be found by Ray's workers.
-        arguments: command line; None for `sys.argv`.
-    """
-    try:
-        # First of all: help and schema name their variants.
-        load_plugins(_plugin_parser().parse_known_args(arguments)[0].plugin)
-        options = _parser(stage).parse_intermixed_args(arguments)
-        if isinstance(getattr(options, "force", None), list):  # --force takes what follows it, the overrides too
-            options.overrides += [word for word in options.force if "=" in word]
-        config = load_config(options.config, options.overrides, hardware_checks(stage))
-        work: Callable[..., Any] = importlib.import_module(f"pipeline.{stage}").run
-        _quiet()
-        run = open_run(config, tuple(options.plugin))
-        with _heeded_interrupts():
-            if stage in _ONLY_READ:
-                work(run)
-                return
-            with held(run.folder, stage):
-                work(run, **_forced(options))
-    except ConfigError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
-    except PipelineError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(1)
-    except KeyboardInterrupt:
-        print("\ninterrupted: the same command goes on from the last checkpoint", file=sys.stderr)
-        sys.exit(130)
-    except BrokenPipeError:  # `… | head` closed the pipe
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(1)
-
-
 @contextmanager
 def _heeded_interrupts() -> Iterator[None]:
     """Ctrl+C again where Python swallows one: what an import calls when a lock goes, or `__del__`, cannot raise."""
@@ -190,6 +151,45 @@ def _heeded_interrupts() -> Iterator[None]:
         yield
     finally:
         sys.unraisablehook = before
+
+
+@_heeded_interrupts()
+def main(stage: str, arguments: Sequence[str] | None = None) -> None:
+    """Parse the command line, run one stage, exit with 0 (done), 1 (failure) or 2 (bad usage or config).
+
+    Args:
+        stage: module name under `pipeline`, whose docstring is the help and whose `run(run, force)` is called,
+            of the comparison with `cells` and `retry_failed` too.
+            It is imported by that name: functions of `__main__` could not be found by Ray's workers.
+        arguments: command line; None for `sys.argv`.
+    """
+    try:
+        # First of all: help and schema name their variants.
+        load_plugins(_plugin_parser().parse_known_args(arguments)[0].plugin)
+        options = _parser(stage).parse_intermixed_args(arguments)
+        if isinstance(getattr(options, "force", None), list):  # --force takes what follows it, the overrides too
+            options.overrides += [word for word in options.force if "=" in word]
+        config = load_config(options.config, options.overrides, hardware_checks(stage))
+        work: Callable[..., Any] = importlib.import_module(f"pipeline.{stage}").run
+        _quiet()
+        run = open_run(config, tuple(options.plugin))
+        if stage in _ONLY_READ:
+            work(run)
+            return
+        with held(run.folder, stage):
+            work(run, **_forced(options))
+    except ConfigError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except PipelineError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(1)
+    except KeyboardInterrupt:
+        print("\ninterrupted: the same command goes on from the last checkpoint", file=sys.stderr)
+        sys.exit(130)
+    except BrokenPipeError:  # `… | head` closed the pipe
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
 
 
 def _quiet() -> None:

@@ -69,13 +69,8 @@ def test_sinkhorns_weights_have_both_sums(routes):
 
 def test_exemplars_keep_mean_and_covariance_and_know_their_likelihood(routes):
     noise = torch.Generator().manual_seed(3)
-    made = object.__new__(routes.Exemplars)
-    made.means = torch.cat([torch.randn(60, 2, generator=noise) - 4, torch.randn(40, 2, generator=noise) + 4])
-    made.labels = torch.tensor([0] * 60 + [1] * 40)
-    made.members = [torch.arange(60), torch.arange(60, 100)]
-    made.centres = torch.stack([made.means[rows].mean(0) for rows in made.members])
-    made.spread = torch.stack([torch.cov(made.means[rows].T, correction=0) for rows in made.members])
-    made.noise = 0.1 * torch.eye(2).repeat(2, 1, 1)
+    means = torch.cat([torch.randn(60, 2, generator=noise) - 4, torch.randn(40, 2, generator=noise) + 4])
+    made = routes.Exemplars(means, torch.tensor([0] * 60 + [1] * 40), 0.1 * torch.eye(2).repeat(2, 1, 1))
     expected = torch.cov(made.means.T, correction=0) + 0.1 * torch.eye(2)
     for h in (1.0, 0.5, 0.0):
         z = made.draw(h)(50_000, noise)

@@ -70,14 +70,17 @@ def _reference(job: tuple[Run, tuple[str, ...], bool]) -> Reference:
     run, splits, with_second = job
     device, cpu = process_device(run.config), torch.device("cpu")
 
-    def features(extractor: Extractor) -> dict[str, Tensor]:
-        placed = extractor.to(device)
-        return {split: placed(split_images(run, split)) for split in splits}
-
-    first, second = build_extractor(run), second_extractor(run) if with_second else None
-    others = {} if second is None else features(second)
-    found = features(first)
-    reference = Reference(run.shape, first.to(cpu), found, second and second.to(cpu), others)
+    first, second = build_extractor(run).to(device), second_extractor(run) if with_second else None
+    second = second and second.to(device)
+    features: dict[str, Tensor] = {}
+    others: dict[str, Tensor] = {}
+    for split in splits:
+        images = split_images(run, split)
+        features[split] = first(images)
+        if second is not None:
+            others[split] = second(images)
+        del images  # one split in memory at a time
+    reference = Reference(run.shape, first.to(cpu), features, second and second.to(cpu), others)
     torch.cuda.empty_cache()  # this process only waits from here on, while cells or trials want the GPU's memory
     return reference
 
