@@ -12,8 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ldcvae.checks import check_phases, components_of, split_given
 from ldcvae.densities.covariances import base_fields
-from ldcvae.external import Decode, Encode, check_callables
+from ldcvae.external import Decode, Encode, check_callables, check_scale
 from ldcvae.losses import as_float
 from ldcvae.model import LDCVAE, LDCVAEConfig
 from ldcvae.perceptual import load_features
@@ -23,13 +24,11 @@ from ldcvae.training.encode import encode_split
 from ldcvae.training.phase import Progress
 from ldcvae.training.sampler import SamplerPhase
 from ldcvae.training.settings import AutoencoderSettings, DecoderSettings, SamplerSettings
-from ldcvae.training.world import World, keyed_generator
+from ldcvae.training.world import World, seeded_weights
 
 __all__ = ["fit", "fit_sampler"]
 
 Callback = Callable[[dict[str, Any]], None]
-_HELD_OUT = 10  # one image in so many validates, where no validation images are given
-_MOST_HELD_OUT = 5000
 
 
 def fit(
@@ -49,16 +48,19 @@ def fit(
     """Train encoder, decoder and sampler net on images (arXiv 2109.10640; docs/method.md has the equations).
 
     Args:
-        images: (N, C, H, W), uint8 or floats in [0, 1], N >= 2.
+        images: (N, C, H, W), uint8 or floats in [0, 1], N >= 2 and at least as many for training as the
+            sampler's base has components.
         model: with networks of your own (`LDCVAE.from_networks`) or another `LDCVAEConfig`; its encoder and decoder
-            go on from their weights, its sampler net starts anew. None: networks that suit the size of the images.
+            go on from their weights, its sampler net starts anew; it is trained in place. None: networks that suit
+            the size of the images.
         autoencoder: settings of phase 1; None: the defaults, made for some thousand small images.
         decoder: settings of the phase between the two, in which the decoder is trained against a discriminator; None:
             no such phase. `DecoderSettings(epochs=8)` makes images sharper.
         sampler: settings of phase 2; None: the defaults.
         validation: (n, C, H, W) images to validate on; None: a tenth of `images`, held out by the seed.
         latent_dim: d, where no model is given; None: 8 below 16 pixels, else 16.
-        seed: of weights, order and noise; the same seed gives the same model.
+        seed: of weights, order and noise; the same seed gives the same model, unless networks of your own draw random
+            numbers themselves, as dropout does.
         device: where to train; None: the model's or else the images' own.
         progress: show a bar with the time left on stderr.
         callback: called at every validation with a record: `phase`, `step`, losses and validation figures.
@@ -81,22 +83,20 @@ def fit(
     """
     phase_1, phase_2 = autoencoder or AutoencoderSettings(), sampler or SamplerSettings()
     between = decoder or DecoderSettings()
-    train, held_out = _split(images, validation, model, seed)
+    # Whatever can be refused is so before the model that was given is touched.
+    train, held_out = split_given(images, validation, model, seed)
+    check_phases(train, decoder, phase_2)
+    if model is not None and latent_dim not in (None, model.config.latent_dim):
+        raise ValueError(f"latent_dim is {latent_dim}, but the model's is {model.config.latent_dim}: give one")
     where = _where(device, model, train)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)  # initial weights; everything later is keyed by step
-        if model is None:
-            model = LDCVAE(_config(train, phase_1, phase_2, latent_dim))
-        elif latent_dim not in (None, model.config.latent_dim):
-            raise ValueError(f"latent_dim is {latent_dim}, but the model's is {model.config.latent_dim}: give one")
-        else:
-            model.update_config(inverse_temperature=phase_1.inverse_temperature)
-            model.reset_sampler(phase_2.width, phase_2.depth, _components(phase_2))
-    model.update_config(
-        decoder_epochs=between.epochs, adversarial=float(between.adversarial) if between.epochs else 0.0
-    )
     file = between.features_file
     features = load_features(file, where) if file is not None else None
+    with seeded_weights(seed):  # everything later is keyed by step
+        if model is None:
+            model = LDCVAE(_config(train, phase_1, phase_2, latent_dim))
+        else:
+            model.update_config(inverse_temperature=phase_1.inverse_temperature, decoder_epochs=0, adversarial=0.0)
+            model.reset_sampler(phase_2.width, phase_2.depth, components_of(phase_2))
     model = model.to(where).train()
     world = World(device=where)
     with _shown(progress) as show:
@@ -123,6 +123,7 @@ def fit(
                 if callback is not None:
                     callback(second.history[-1])
             second.adopt_average()
+            model.update_config(decoder_epochs=between.epochs, adversarial=float(between.adversarial))
         return _sampler(model, train, held_out, phase_2, seed, bool(phase_1.fused), show, callback, between.fits_base)
 
 
@@ -140,9 +141,10 @@ def fit_sampler(
     """Train a sampler net for the latents of an autoencoder that is trained already; its weights stay as they are.
 
     Args:
-        autoencoder: an `LDCVAE`, or a pair (encode, decode) of any other library's: `encode(images (B, C, H, W) in
-            [0, 1])` gives mean and log variance, (B, d) each, or points (B, d); `decode(latents (B, d))` gives images
-            (B, C, H, W) in [0, 1]. docs/autoencoders.md has an example.
+        autoencoder: an `LDCVAE`, whose sampler net is replaced in place, or a pair (encode, decode) of any other
+            library's: `encode(images (B, C, H, W) in [0, 1])` gives mean and log variance, (B, d) each, or points
+            (B, d); `decode(latents (B, d))` gives images (B, C, H, W) in [0, 1]. Modules are called like functions.
+            docs/autoencoders.md has an example.
         images: (N, C, H, W) of the kind it was trained on, uint8 or floats in [0, 1], N >= 2.
         sampler: settings; None: the defaults.
         validation: as in `fit`, like the arguments after it.
@@ -168,16 +170,16 @@ def fit_sampler(
     """
     settings = sampler or SamplerSettings()
     known = autoencoder if isinstance(autoencoder, LDCVAE) else None
-    train, held_out = _split(images, validation, known, seed)
+    train, held_out = split_given(images, validation, known, seed)
+    check_phases(train, None, settings)
     where = _where(device, known, train)
     if isinstance(autoencoder, LDCVAE):
         model = autoencoder
     else:
         dim = check_callables(*autoencoder, as_float(train[:2]).to(where))
-        model = LDCVAE(LDCVAEConfig(_shape(train), dim, "custom"), *autoencoder).to(where)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        model.reset_sampler(settings.width, settings.depth, _components(settings))
+        model = LDCVAE(LDCVAEConfig(_shape(train), dim, "custom", functions=True), *autoencoder).to(where)
+    with seeded_weights(seed):
+        model.reset_sampler(settings.width, settings.depth, components_of(settings))
     with _shown(progress) as show:
         return _sampler(model.to(where), train, held_out, settings, seed, True, show, callback)
 
@@ -197,6 +199,8 @@ def _sampler(
     model.eval()
     world = World(device=model.device)
     encodings, held = (encode_split(model, part, world) for part in (train, held_out))
+    if model.config.functions:
+        check_scale(encodings)
     second = SamplerPhase(model, encodings, held, settings, world, seed, fused, fitted=fitted)
     for _ in second.blocks(settings.checkpoint_steps, show):
         if callback is not None:
@@ -206,17 +210,16 @@ def _sampler(
 
 
 def _where(device: torch.device | str | None, model: LDCVAE | None, images: Tensor) -> torch.device:
+    where = model.device if model is not None else images.device
     if device is not None:
-        return torch.device(device)
-    return model.device if model is not None else images.device
+        where = torch.device(device)
+    if where.type == "mps":
+        raise ValueError("device mps: Apple's GPUs have no float64, which fits to latents need; use device='cpu'")
+    return where
 
 
 def _shape(images: Tensor) -> tuple[int, int, int]:
     return images.shape[1], images.shape[2], images.shape[3]
-
-
-def _components(settings: SamplerSettings) -> int:
-    return settings.base_components if settings.base == "gmm" else 0
 
 
 def _config(
@@ -224,7 +227,9 @@ def _config(
 ) -> LDCVAEConfig:
     """Networks that suit the images: those of the pipeline's defaults for tiny ones, convolutions for larger ones."""
     tiny = max(images.shape[2:]) < 16
-    dim = latent_dim or (8 if tiny else 16)
+    dim = latent_dim if latent_dim is not None else 8 if tiny else 16
+    if dim < 1:
+        raise ValueError(f"latent_dim must be at least 1, got {dim}")
     return LDCVAEConfig(
         image_shape=_shape(images),
         latent_dim=dim,
@@ -233,43 +238,8 @@ def _config(
         inverse_temperature=autoencoder.inverse_temperature,
         sampler_width=sampler.width,
         sampler_depth=sampler.depth,
-        **base_fields(dim, _components(sampler)),
+        **base_fields(dim, components_of(sampler)),
     )
-
-
-def _checked(name: str, images: Tensor, model: LDCVAE | None) -> Tensor:
-    if not isinstance(images, Tensor) or images.ndim != 4:
-        found = f"{tuple(images.shape)}" if isinstance(images, Tensor) else type(images).__name__
-        raise ValueError(f"{name} must be a tensor (N, C, H, W), got {found}")
-    if model is not None and tuple(images.shape[1:]) != model.config.image_shape:
-        raise ValueError(f"{name} are {tuple(images.shape[1:])} each, but the model takes {model.config.image_shape}")
-    if images.dtype == torch.uint8:
-        return images
-    if not images.is_floating_point():
-        raise ValueError(f"{name} are {images.dtype}: give uint8, or floats in [0, 1]")
-    low, high = float(images.min()), float(images.max())
-    if not 0.0 <= low <= high <= 1.0:  # a NaN fails too
-        raise ValueError(f"{name} run from {low:.4g} to {high:.4g}: floats must lie in [0, 1]; uint8 runs to 255")
-    return images.float()
-
-
-def _split(images: Tensor, validation: Tensor | None, model: LDCVAE | None, seed: int) -> tuple[Tensor, Tensor]:
-    """(training images, validation images), checked."""
-    if isinstance(images, Tensor) and images.ndim > 0 and len(images) < 2:
-        raise ValueError(f"{len(images)} images are too few: give at least 2")
-    images = _checked("images", images, model)
-    if validation is not None:
-        if len(validation) == 0:
-            raise ValueError("validation holds no image: give some, or None to hold some out")
-        validation = _checked("validation", validation, model)
-        if validation.shape[1:] != images.shape[1:]:
-            raise ValueError(f"validation images are {tuple(validation.shape[1:])}, images {tuple(images.shape[1:])}")
-        return images, validation
-    count = min(len(images) // _HELD_OUT, _MOST_HELD_OUT)
-    if count == 0:
-        return images, images  # too few to spare any
-    order = torch.randperm(len(images), generator=keyed_generator("cpu", seed, "held out")).to(images.device)
-    return images[order[count:]], images[order[:count]]
 
 
 @contextmanager

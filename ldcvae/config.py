@@ -32,6 +32,8 @@ class LDCVAEConfig:
             convolution), of networks that do.
         decoder_epochs: epochs of phase `decoder`; 0: the decoder is as phase 1 left it.
         adversarial: weight of the discriminator's loss in that phase; 0: none.
+        functions: network custom: encoder and decoder are what `fit_sampler` takes as a pair, and nobody's weights
+            are the model's.
     """
 
     image_shape: tuple[int, int, int]
@@ -50,6 +52,7 @@ class LDCVAEConfig:
     upsample: str = "transposed"
     decoder_epochs: int = 0
     adversarial: float = 0.0
+    functions: bool = False
 
     @property
     def decoder_note(self) -> str:

@@ -5,7 +5,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from ldcvae.losses import LEAST_LOG_VARIANCE
+from ldcvae.encodings import Encodings
+from ldcvae.losses import LEAST_LOG_VARIANCE, MOST_LOG_VARIANCE
 
 __all__ = [
     "CallableDecoder",
@@ -15,9 +16,11 @@ __all__ = [
     "ToLogits",
     "check_callables",
     "check_networks",
+    "check_scale",
 ]
 
 Shape = tuple[int, int, int]
+_LEAST_SPREAD = 0.01  # thirty times the standard deviation that stands for a point
 
 Encode = Callable[[Tensor], Tensor | tuple[Tensor, Tensor]]
 """Images (B, C, H, W) in [0, 1] -> mean and log variance, (B, d) each, or points (B, d)."""
@@ -52,6 +55,30 @@ class CallableDecoder(nn.Module):
     def forward(self, latents: Tensor) -> Tensor:
         """The logits."""
         return self.to_logits(self.__dict__["decode"](latents))
+
+
+def check_scale(encodings: Encodings) -> None:
+    """Nothing for latents of a foreign autoencoder whose scale suits the limits that log variances have here.
+
+    Raises:
+        ValueError: if noise of the least variance would blur them, or the largest cuts theirs off.
+
+    Example:
+        >>> check_scale(Encodings(1e-4 * torch.randn(10, 2), torch.full((10, 2), LEAST_LOG_VARIANCE)))
+        Traceback (most recent call last):
+        ValueError: latents have a standard deviation of ...: encode must give at least 0.01; multiply ...
+    """
+    spread = float(encodings.mean.std(0).max()) if len(encodings) > 1 else 1.0
+    if spread < _LEAST_SPREAD:
+        raise ValueError(
+            f"latents have a standard deviation of {spread:.3g} at most: encode must give at least "
+            f"{_LEAST_SPREAD:g}; multiply its latents by a constant, and divide by it in decode"
+        )
+    if bool((encodings.log_variance >= MOST_LOG_VARIANCE).any()):
+        raise ValueError(
+            f"encode gives log variances of {MOST_LOG_VARIANCE:g} or more, which are cut off there; divide its "
+            "latents by a constant, and multiply by it in decode"
+        )
 
 
 def check_callables(encode: Encode, decode: Decode, images: Tensor) -> int:

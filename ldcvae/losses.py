@@ -8,11 +8,21 @@ from torch.nn import functional
 
 from ldcvae.encodings import Posterior
 
-__all__ = ["LEAST_LOG_VARIANCE", "LogDensity", "as_float", "gaussian_kl", "reconstruction_loss", "split_posterior"]
+__all__ = [
+    "LEAST_LOG_VARIANCE",
+    "MOST_LOG_VARIANCE",
+    "LogDensity",
+    "as_float",
+    "gaussian_kl",
+    "reconstruction_loss",
+    "split_posterior",
+]
 
 
 LEAST_LOG_VARIANCE = -16.0
 """The least that a posterior may have, and what stands for a point, the posterior of a deterministic encoder."""
+MOST_LOG_VARIANCE = 8.0
+"""The most that one may have: beyond it an encoder that has lost its way would overflow."""
 
 
 def as_float(images: Tensor) -> Tensor:
@@ -71,4 +81,4 @@ def gaussian_kl(posterior: Posterior) -> Tensor:
 def split_posterior(output: Tensor) -> Posterior:
     """Encoder output (B, 2d) -> posterior, in float32, the log variance kept where exp() is safe."""
     mean, log_variance = output.float().chunk(2, dim=1)
-    return Posterior(mean, log_variance.clamp(LEAST_LOG_VARIANCE, 8.0))
+    return Posterior(mean, log_variance.clamp(LEAST_LOG_VARIANCE, MOST_LOG_VARIANCE))

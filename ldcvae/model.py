@@ -1,10 +1,11 @@
 """LDC-VAE: encoder, decoder and the sampler net whose draws replace the prior's."""
 
 import contextlib
+import copy
 import os
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from huggingface_hub import ModelCard, PyTorchModelHubMixin
@@ -71,11 +72,15 @@ class LDCVAE(
         if config.network == "custom":
             if encoder is None or decoder is None:
                 raise ValueError("this model has networks of its own: give them as encoder=… and decoder=…")
-            self.encoder = encoder if isinstance(encoder, nn.Module) else CallableEncoder(encoder)
-            if not isinstance(decoder, nn.Module):
+            # A module may be either: what kind of encoder it is, only who gives it knows.
+            own = isinstance(encoder, nn.Module) and not config.functions
+            self.encoder = cast("nn.Module", encoder) if own else CallableEncoder(encoder)
+            if config.functions or not isinstance(decoder, nn.Module):
                 self.decoder = CallableDecoder(decoder)
             else:
                 self.decoder = decoder if config.logits else nn.Sequential(decoder, ToLogits())
+        elif encoder is not None or decoder is not None:
+            raise ValueError(f"network is {config.network!r}, which has no use for encoder and decoder: say 'custom'")
         else:
             self.encoder = build_encoder(config.network, shape, d, config.width, config.depth)
             self.decoder = build_decoder(config.network, shape, d, config.width, config.depth, config.upsample)
@@ -129,7 +134,9 @@ class LDCVAE(
         """
         check_networks(encoder, decoder, image_shape, latent_dim, logits)
         config = LDCVAEConfig(image_shape, latent_dim, "custom", likelihood=likelihood, logits=logits)
-        return cls(config, encoder, decoder)
+        model = cls(config, encoder, decoder)
+        weight = next(encoder.parameters(), next(decoder.parameters(), None))
+        return model if weight is None else model.to(weight.device)
 
     def update_config(self, **changes: Any) -> None:
         """Other values in the configuration that `save_pretrained` writes; weights stay as they are."""
@@ -145,6 +152,14 @@ class LDCVAE(
         self.update_config(sampler_width=width, sampler_depth=depth, **base)
         self._build_sampler()
         self.to(where)
+
+    def with_new_sampler(self, width: int, depth: int, base_components: int) -> "LDCVAE":
+        """A model that shares encoder and decoder with this one and has an untrained sampler net of its own."""
+        model = copy.copy(self)
+        model._buffers = {name: None if value is None else value.clone() for name, value in self._buffers.items()}
+        model._modules = dict(self._modules)
+        model.reset_sampler(width, depth, base_components)
+        return model
 
     @property
     def device(self) -> torch.device:
@@ -190,7 +205,7 @@ class LDCVAE(
             raise ValueError(f"images are {images.dtype}: give floats in [0, 1], as of images / 255")
         if images.ndim != 4 or tuple(images.shape[1:]) != self.config.image_shape:
             raise ValueError(f"images are {tuple(images.shape)}, this model takes (B, *{self.config.image_shape})")
-        return split_posterior(self.encoder(images))
+        return split_posterior(self.encoder(images.to(self.latent_mean.dtype)))
 
     def decode(self, latents: Tensor) -> Tensor:
         """Images (B, C, H, W) in [0, 1] of latents (B, d)."""
@@ -231,6 +246,8 @@ class LDCVAE(
         if self.config.base_components == 0:
             return noise
         where = generator.device if generator is not None else self.device
+        if n == 0:  # which multinomial refuses
+            return noise
         component = torch.multinomial(self.base_weights.to(where), n, replacement=True, generator=generator)
         component = component.to(self.device)
         if self.base_noise is None:
@@ -239,6 +256,7 @@ class LDCVAE(
         common = _normal((n, self.config.base_rank), generator, self.device)
         return draws + scaled_noise(common, self.base_scales, component)
 
+    @torch.no_grad()
     def sample_latents(self, n: int, generator: torch.Generator | None = None) -> Tensor:
         """(n, d) latents: one forward pass of the sampler net."""
         return self.whitening.unwhiten(self.sampler(self.draw_base(n, generator)))

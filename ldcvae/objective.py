@@ -111,6 +111,8 @@ def svgd_step(
         >>> bool(encoder[1].weight.grad.abs().sum() > 0)
         True
     """
+    if latent_score is None:
+        consistency = 0.0
     posterior = split_posterior(encoder(images))
     latents = posterior.draw(noise)
     leaf = latents.detach().requires_grad_()

@@ -246,9 +246,9 @@ _CHAIN: dict[str, Any] = {
     "knob": "least kernel width, in nearest-neighbour distances",
     "candidates": (0.03, 0.1, 0.2),
     "passes": lambda budget, dim: budget.chain_steps,
-    # The unit of the kernels' widths is measured on so many particles.
-    "reads": ("evaluate.langevin_steps", "evaluate.chain_kernels", "sampler.particles"),
+    "reads": ("evaluate.langevin_steps", "evaluate.chain_kernels", "sampler.particles"),  # the last: kernels' unit
 }
+_HMC = _CHAIN | {"passes": lambda budget, dim: 11 * (budget.chain_steps // 10)}  # a score more than leapfrog steps
 
 
 def sampler_net(direction: Direction) -> Generator:
@@ -305,7 +305,7 @@ for _generator in (
     ),
     Generator("mean_flow", "MeanFlow", lazy(f"{_FITS}:mean_flow"), **_ONE_PASS),
     Generator("langevin", "annealed Langevin, {chain_steps} steps", lazy(f"{_FITS}:langevin_chain"), **_CHAIN),
-    Generator("hmc", "annealed HMC, {chain_steps} steps", lazy(f"{_FITS}:hmc_chain"), **_CHAIN),
+    Generator("hmc", "annealed HMC, {chain_steps} steps", lazy(f"{_FITS}:hmc_chain"), **_HMC),
 ):
     GENERATORS.register(_generator)
 for _direction in DIRECTIONS.values():

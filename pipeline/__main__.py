@@ -8,6 +8,7 @@ import argparse
 import importlib
 import logging
 import os
+import re
 import signal
 import sys
 import textwrap
@@ -16,7 +17,7 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
-from typing import Any
+from typing import Any, NoReturn
 
 from ldcvae import __version__
 from pipeline.config.errors import ConfigError, PipelineError
@@ -32,14 +33,14 @@ SECTIONS = {
     "run": ("data", "model", "train", "decoder", "sampler", "sample", "evaluate", "report", "ray"),
     "prepare": ("data", "ray"),
     "train": ("model", "train", "decoder", "sampler", "ray"),
-    "sample": ("sample", "ray"),
-    "evaluate": ("evaluate", "ray"),
+    "sample": ("sample", "train.device", "ray"),
+    "evaluate": ("evaluate", "train.device", "train.memory_mb", "ray"),
     "report": ("report",),
-    "tune": ("tune", "model", "train", "decoder", "sampler", "evaluate", "ray"),
-    "compare": ("compare", "model", "train", "decoder", "sampler", "evaluate", "ray"),
+    "tune": ("tune", "data", "model", "train", "decoder", "sampler", "evaluate", "ray"),
+    "compare": ("compare", "data", "model", "train", "decoder", "sampler", "evaluate", "ray"),
     "verify": (),
 }
-"""Stage -> sections of the configuration that it reads; every stage reads name, storage and seed."""
+"""Stage -> sections, or single keys, of the configuration that it reads; every stage reads name, storage and seed."""
 
 _ONLY_READ = {"verify"}  # stages that write nothing: no lock, which read-only storage would refuse, and no --force
 
@@ -49,7 +50,7 @@ def _keys(sections: Sequence[str] | None) -> str:
     lines = ["keys (key=value, values are YAML; [type] default):"]
     section = ""
     for name, kind, default, description in describe_keys():
-        if sections is not None and "." in name and name.partition(".")[0] not in sections:
+        if sections is not None and "." in name and not {name, name.partition(".")[0]} & set(sections):
             continue
         if name.rpartition(".")[0] != section:
             section = name.rpartition(".")[0]
@@ -59,6 +60,18 @@ def _keys(sections: Sequence[str] | None) -> str:
     if sections is not None:
         lines += ["", "--help-all lists the keys of the other stages too."]
     return "\n".join(lines)
+
+
+class _Parser(argparse.ArgumentParser):
+    """Says how keys are given to who writes them as options."""
+
+    def error(self, message: str) -> NoReturn:
+        if option := re.match(r"unrecognized arguments: --([A-Za-z][\w.-]*)", message):
+            written = option[1].replace("-", "_")
+            known = [name for name, *_ in describe_keys()]
+            meant = next((name for name in known if written in (name, name.rpartition(".")[2])), "train.epochs")
+            message += f"; keys of the configuration are given as key=value, e.g. {meant}=…"
+        super().error(message)
 
 
 class _Help(argparse.Action):
@@ -92,7 +105,7 @@ def _plugin_parser() -> argparse.ArgumentParser:
 
 def _parser(stage: str) -> argparse.ArgumentParser:
     called = os.path.basename(sys.argv[0])
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog=called if called.startswith("ldcvae-") else f"python -m pipeline.{stage}",
         description=_doc(stage),
         formatter_class=argparse.RawDescriptionHelpFormatter,

@@ -56,7 +56,7 @@ def fit_aggregate(
     if n < max(2, components):
         raise ValueError(f"a mixture of {components:,} components needs as many images, got {n:,}")
     if kind != "full":
-        draws = encodings.draw(draws_to_fit(dim, components, kind), generator, noise)
+        draws = encodings.draw(draws_to_fit(dim, components), generator, noise)
         return fit_gaussians(whitening.whiten(draws), components, seed, kind=kind, rank=rank)
     if n > (limit := max(_ROWS, 500 * components)):
         rows = torch.randperm(n, generator=generator, device=encodings.mean.device)[:limit]

@@ -59,18 +59,16 @@ def choose_covariances(dim: int, components: int) -> Covariances:
     return Covariances("diagonal", 0)
 
 
-def draws_to_fit(dim: int, components: int, kind: str) -> int:
+def draws_to_fit(dim: int, components: int) -> int:
     """How many draws a sampler's base is fitted to: with too few a mixture fits those draws, not their law.
 
-    Full covariances get 20 draws a dimension and 500 a component. The others have few numbers a dimension, and
-    n·d <= 2²⁵ bounds the memory, though not below 20 draws a component.
+    Low-rank and diagonal covariances have few numbers a dimension: 500 draws a component, and n·d <= 2²⁵, which
+    bounds the memory, though not below 20 draws a component. Full ones are fitted to the posteriors themselves.
 
     Example:
-        >>> draws_to_fit(8, 10, "full"), draws_to_fit(16, 300, "full"), draws_to_fit(4096, 10, "diagonal")
-        (10000, 150000, 8192)
+        >>> draws_to_fit(1024, 300), draws_to_fit(4096, 10)
+        (32768, 8192)
     """
-    if kind == "full":
-        return max(10_000, 20 * dim, 500 * components)
     return max(min(max(10_000, 500 * components), DRAWN_NUMBERS // dim), 20 * components)
 
 

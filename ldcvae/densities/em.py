@@ -49,7 +49,7 @@ def fit_mixture(
         max_steps: EM steps at most.
         tolerance: gain of the mean log likelihood, in nats, below which the fit has converged; for d > 16 it is
             d / 16 times as much, since the likelihood itself grows with d.
-        ridge: added to the variances, in the units of z²; at least 1e-10 of their mean over z, which keeps the
+        ridge: share of the mean variance of z that is added to the variances, at least 1e-10, which keeps the
             covariances of coinciding latents positive definite in float64.
 
     Returns:
@@ -74,7 +74,7 @@ def fit_mixture(
     labels = start(data, components, seed, _KMEANS_STEPS if truncated else 300)
     centre = data.mean(0)
     data = data - centre
-    ridge = max(ridge, 1e-10 * float(data.square().mean()))
+    ridge = max(ridge, 1e-10) * (float(data.square().mean()) or 1.0)
     tolerance *= max(1.0, d / 16)
     totals = data.new_zeros(1 + d + d * (d + 1) // 2, components)
     size = min(ROWS, max(1, BLOCK_BYTES // (8 * len(totals))))
@@ -117,22 +117,21 @@ def fit_mixture(
 
 
 def device_to_fit_on(z: Tensor, components: int) -> torch.device:
-    """Where latents (n, d) are fitted in float64: where they are, if that has it.
+    """Where latents (n, d) are fitted, in float64: where they are.
 
     Raises:
         ValueError: with fewer rows than components.
     """
     if z.ndim != 2 or components < 1 or z.shape[0] < max(2, components):
         raise ValueError(f"fit needs components >= 1 and as many rows, got {components} and {tuple(z.shape)}")
-    # Apple's GPUs have no float64, and in float32 second moments about the mean lose narrow components.
-    return torch.device("cpu") if z.device.type == "mps" else z.device
+    return z.device
 
 
 def start(data: Tensor, components: int, seed: int, steps: int = 300) -> Tensor:
     """(n,) labels of rows (n, d) by k-means, with so many steps at most, on their device."""
     from sklearn.cluster import KMeans  # here, because importing it takes a second
 
-    labels = KMeans(components, n_init=1, max_iter=steps, random_state=seed).fit(data.cpu().numpy()).labels_
+    labels = KMeans(components, n_init=1, max_iter=steps, random_state=seed % 2**32).fit(data.cpu().numpy()).labels_
     return torch.from_numpy(labels).long().to(data.device)
 
 

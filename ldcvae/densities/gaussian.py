@@ -1,12 +1,13 @@
 """Gaussian latent densities in Gibbs form, and the interface that every latent density has.
 
 `StandardNormal` is the prior of a plain VAE; `Gaussian` and `GaussianMixture` are ex-post fits to encodings
-(Ghosh et al. 2020, 1903.12436). Import them from `ldcvae.energy`.
+(Ghosh et al. 2020, 1903.12436). Import them from `ldcvae.densities`.
 """
 
 import copy
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
 from typing import Literal, Self
 
 import torch
@@ -17,14 +18,16 @@ from ldcvae.densities.em import fit_mixture
 __all__ = ["Gaussian", "GaussianMixture", "LatentDensity", "StandardNormal"]
 
 LOG_2PI = math.log(2.0 * math.pi)
+_CHUNK_NUMBERS = 2**22  # of latents whitened by every component (n, K, d) held at one time
 
 
 def _cholesky(covariance: Tensor, name: str) -> Tensor:
-    factor, info = torch.linalg.cholesky_ex(covariance)
+    # In float64: what is definite by little in float32 is so in exact numbers.
+    factor, info = torch.linalg.cholesky_ex(covariance.double())
     if bool(info.any()):
         smallest = float(torch.linalg.eigvalsh(covariance).min())
         raise ValueError(f"{name} must be positive definite, its smallest eigenvalue is {smallest:.3g}")
-    return factor
+    return factor.to(covariance)
 
 
 def standard_noise(n: int, like: Tensor, generator: torch.Generator | None) -> Tensor:
@@ -115,7 +118,7 @@ class Gaussian(LatentDensity):
 
         Args:
             z: (n, d) encodings, n >= 2.
-            jitter: added to every variance, as scikit-learn's `reg_covar`, so that a collapsed latent
+            jitter: share of the mean variance that is added to every variance, so that a collapsed latent
                 dimension does not make the covariance singular.
 
         Raises:
@@ -124,7 +127,9 @@ class Gaussian(LatentDensity):
         if z.ndim != 2 or z.shape[0] < 2:
             raise ValueError(f"fit needs (n, d) encodings with at least 2 rows, got {tuple(z.shape)}")
         rows = z.detach().double()
-        covariance = torch.cov(rows.T).reshape(z.shape[1], z.shape[1]) + jitter * torch.eye(z.shape[1]).to(rows)
+        covariance = torch.cov(rows.T).reshape(z.shape[1], z.shape[1])
+        share = jitter * float(covariance.diagonal().mean()) or jitter  # of rows that coincide: itself
+        covariance.diagonal().add_(share)
         return cls(rows.mean(0).to(z.dtype), covariance.to(z.dtype))
 
     def energy(self, z: Tensor) -> Tensor:
@@ -225,9 +230,13 @@ class GaussianMixture(LatentDensity):
         """
         return cls(*fit_mixture(z, components, seed, variances=variances))
 
+    def _chunks(self, z: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+        """`_whitened` of rows a bounded number of numbers at a time."""
+        self._check(z)
+        return map(self._whitened, z.split(max(1, _CHUNK_NUMBERS // self.means.numel())))
+
     def _whitened(self, z: Tensor) -> tuple[Tensor, Tensor]:
         """Latents whitened by each component (n, K, d), and each component's log joint density (n, K)."""
-        self._check(z)
         # Relative to the mean, so that a common offset does not eat float32's digits.
         offsets = torch.einsum("kij,kj->ki", self._inverse_factors, self.means - self.mean)
         white = torch.einsum("nj,kij->nki", z - self.mean, self._inverse_factors) - offsets
@@ -236,13 +245,12 @@ class GaussianMixture(LatentDensity):
 
     def energy(self, z: Tensor) -> Tensor:
         """Energy (n,) in nats of latents (n, d)."""
-        return -self._whitened(z)[1].logsumexp(1)
+        return torch.cat([-log_joint.logsumexp(1) for _, log_joint in self._chunks(z)])
 
     def score(self, z: Tensor) -> Tensor:
         """Score `Σₖ p(k | z) Cₖ⁻¹ (mₖ - z)` (n, d) at latents (n, d)."""
-        white, log_joint = self._whitened(z)
-        weighted = log_joint.softmax(1).unsqueeze(2) * white
-        return -torch.einsum("nki,kij->nj", weighted, self._inverse_factors)
+        weighted = (log_joint.softmax(1).unsqueeze(2) * white for white, log_joint in self._chunks(z))
+        return torch.cat([-torch.einsum("nki,kij->nj", part, self._inverse_factors) for part in weighted])
 
     def sample(self, n: int, generator: torch.Generator | None = None) -> Tensor:
         """`n` independent draws (n, d)."""

@@ -10,7 +10,7 @@ from typing import Literal, Self
 import torch
 from torch import Tensor
 
-from ldcvae.densities.covariances import choose_covariances
+from ldcvae.densities.covariances import KINDS, choose_covariances
 from ldcvae.densities.factor_em import fit_factor_mixture
 from ldcvae.densities.gaussian import LOG_2PI, GaussianMixture, LatentDensity, checked_sigma, standard_noise
 
@@ -144,7 +144,7 @@ def fit_gaussians(
         rank: of kind low_rank where `kind` is given.
 
     Raises:
-        ValueError: with fewer rows than components, or a rank out of range.
+        ValueError: with fewer rows than components, an unknown kind, or a rank out of range.
 
     Example:
         >>> z = torch.randn(500, 520, generator=torch.Generator().manual_seed(0))
@@ -153,6 +153,10 @@ def fit_gaussians(
     """
     if kind is None:
         kind, rank = choose_covariances(z.shape[-1], components)
+    if kind not in KINDS:
+        raise ValueError(f"unknown kind {kind!r}: choose {', '.join(KINDS)}")
+    if kind == "low_rank" and rank < 1:
+        raise ValueError(f"rank is {rank}: kind low_rank needs at least 1")
     if kind == "full":
         return GaussianMixture.fit(z, components, seed)
     return LowRankMixture.fit(z, components, seed, rank=rank if kind == "low_rank" else 0)

@@ -147,7 +147,7 @@ def hmc(
     stays in step with a mode's period; it is accepted with the Metropolis rule. The default's trajectories are a
     quarter of the narrowest period long, after which position and momentum have changed places.
 
-    The defaults cost 120 scores and 24 energies a draw, as many scores as `langevin`'s.
+    The defaults cost 132 scores and 24 energies a draw, where `langevin`'s cost 120 scores.
 
     Args:
         density: the target p(z).

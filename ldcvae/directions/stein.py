@@ -9,13 +9,14 @@ a time (`ldcvae.directions.blocks`), so that memory grows with n and not with nÂ
 takes the whole particle set and `rows`, the slice of queries that this rank owns.
 """
 
+import math
 from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
 from ldcvae.directions.blocks import own_positions, row_blocks
-from ldcvae.directions.kernels import Kernel, distances_to, get_kernel, spread, squared_distances
+from ldcvae.directions.kernels import Kernel, distances_to, get_kernel, median_distance
 
 __all__ = [
     "ALL",
@@ -211,14 +212,14 @@ def svgd(
     """
     z = particles.detach().clone().requires_grad_()
     optimizer = torch.optim.Adam([z], lr=step_size)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1.0 - step / steps)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1.0 - step / max(steps, 1))
     for _ in range(steps):
         points = z.detach()
         widths: Sequence[float | Tensor] | None = bandwidths
         if widths is None:
-            some = spread(points)
-            median = squared_distances(some, some).median()
-            widths = [(median / (2.0 * torch.log(torch.tensor(len(points) + 1.0)))).sqrt().clamp(min=1e-6)]
+            # Of one particle, which nothing repels, any.
+            median = median_distance(points) if len(points) > 1 else torch.ones(())
+            widths = [(median / math.sqrt(2.0 * math.log(len(points) + 1.0))).clamp(min=1e-6)]
         z.grad = -stein_direction(points, score(points), widths, kernel)
         optimizer.step()
         schedule.step()

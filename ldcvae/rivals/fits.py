@@ -14,7 +14,7 @@ from ldcvae.rivals.fitting import Draw, Fitting
 from ldcvae.rivals.flows import fit_flow_matching, fit_mean_flow
 from ldcvae.rivals.generators import Fit, fit_autoregressive_flow, fit_two_stage
 from ldcvae.training.sampler import SamplerPhase
-from ldcvae.training.world import World
+from ldcvae.training.world import World, seeded_weights
 
 __all__ = [
     "autoregressive_flow",
@@ -79,7 +79,7 @@ def langevin_chain(fitting: Fitting) -> Draw:
 
 
 def hmc_chain(fitting: Fitting) -> Draw:
-    """Annealed Hamiltonian Monte Carlo on the same density, with as many scores."""
+    """Annealed Hamiltonian Monte Carlo on the same density, with a tenth more scores: a trajectory's first."""
     density, steps = _gibbs_density(fitting), fitting.budget.chain_steps
     levels, leapfrog = max(1, steps // 12), 10
     last = max(1, (steps - levels * leapfrog) // leapfrog)
@@ -139,11 +139,14 @@ def mean_flow(fitting: Fitting) -> Draw:
 
 
 def sampler_net(fitting: Fitting) -> Draw:
-    """The model's sampler net, trained by the direction that the generator is named after.
+    """A sampler net for the model's encodings, trained by the direction that the generator is named after.
 
-    The setting is a factor of the bandwidths. Goes on from the newest of `fitting.kept`.
+    The setting is a factor of the bandwidths. Goes on from the newest of `fitting.kept`. The model's own net stays.
     """
-    sampler, model = fitting.budget.sampler, fitting.model
+    sampler = fitting.budget.sampler
+    components = sampler.base_components if sampler.base == "gmm" else 0
+    with seeded_weights(fitting.seed):
+        model = fitting.model.with_new_sampler(sampler.width, sampler.depth, components)
     factor = fitting.setting if fitting.setting is not None else 1.0
     widths = fitting.budget.bandwidths.get(fitting.name, sampler.bandwidths)
     own = replace(sampler, direction=fitting.name, bandwidths=tuple(factor * width for width in widths))

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from ldcvae.networks import residual_mlp
 from ldcvae.rivals.fitting import Draw
 from ldcvae.training.phase import running_average
+from ldcvae.training.world import seeded_weights
 
 __all__ = ["Fit", "fit_autoregressive_flow", "fit_two_stage"]
 
@@ -54,8 +55,7 @@ class Fit:
 
     def build(self, network: Callable[[], nn.Module]) -> nn.Module:
         """A network with initial weights that the generator's seed fixes."""
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(self.generator.initial_seed())
+        with seeded_weights(self.generator.initial_seed()):
             return network().to(self.generator.device)
 
     def run(self, network: nn.Module, loss: Callable[[Tensor], Tensor]) -> nn.Module:

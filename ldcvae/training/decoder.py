@@ -23,7 +23,7 @@ from ldcvae.training.epochs import EpochPhase
 from ldcvae.training.feed import StoredImages
 from ldcvae.training.phase import Cast
 from ldcvae.training.settings import AutoencoderSettings, DecoderSettings, SamplerSettings
-from ldcvae.training.world import World, keyed_generator
+from ldcvae.training.world import World, keyed_generator, seeded_weights
 
 __all__ = ["DecoderPhase"]
 
@@ -270,7 +270,6 @@ def _evenly(count: int, share: float) -> Tensor:
 
 def _discriminator(model: LDCVAE, config: DecoderSettings, seed: int) -> nn.Sequential:
     channels, height, width = model.config.image_shape
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(keyed_generator("cpu", seed, "discriminator").initial_seed())
+    with seeded_weights(keyed_generator("cpu", seed, "discriminator").initial_seed()):
         network = patch_discriminator(channels, config.width, side=min(height, width))
     return network.to(model.device)

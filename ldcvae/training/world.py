@@ -6,14 +6,15 @@ of the generators is a function of the position: a resumed run needs nothing but
 """
 
 import hashlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-__all__ = ["World", "keyed_generator"]
+__all__ = ["World", "keyed_generator", "seeded_weights"]
 
 
 def keyed_generator(device: torch.device | str, *key: int | str) -> torch.Generator:
@@ -26,6 +27,23 @@ def keyed_generator(device: torch.device | str, *key: int | str) -> torch.Genera
     """
     digest = hashlib.blake2b("/".join(map(str, key)).encode(), digest_size=7).digest()
     return torch.Generator(device).manual_seed(int.from_bytes(digest))
+
+
+@contextmanager
+def seeded_weights(seed: int) -> Iterator[None]:
+    """Networks built in it, on the CPU, have initial weights that `seed` fixes; the caller's random numbers go on.
+
+    Example:
+        >>> with seeded_weights(0):
+        ...     a = nn.Linear(2, 2)
+        >>> with seeded_weights(0):
+        ...     b = nn.Linear(2, 2)
+        >>> bool((a.weight == b.weight).all())
+        True
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)  # not torch.manual_seed, which sets those of GPUs too
+        yield
 
 
 @dataclass(frozen=True)

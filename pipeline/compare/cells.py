@@ -13,6 +13,7 @@ from safetensors.torch import load, save
 
 from ldcvae.encodings import Encodings
 from ldcvae.model import LDCVAE
+from ldcvae.training.world import seeded_weights
 from ldcvae.variants import AUTOENCODERS, GENERATORS
 from pipeline.config.errors import PipelineError
 from pipeline.config.load import read_keys
@@ -277,8 +278,7 @@ def read_autoencoder(run: Run, cell: Cell, shape: tuple[int, int, int]) -> Store
         weights, tensors = (load(run.folder.read_verified(f"{folder}/{name}", hashes[name])) for name in _FILES)
     except PipelineError as error:
         raise PipelineError(f"{error}: {again(parent)}") from error
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(cell.job["seed"])  # of the sampler net's initial weights
+    with seeded_weights(cell.job["seed"]):
         model = build_model(run.config, shape)
     model.load_state_dict(weights, strict=False)
     splits = {name.partition(".")[0] for name in tensors}

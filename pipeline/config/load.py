@@ -45,7 +45,7 @@ def load_config(path: str | Path | None = None, overrides: Sequence[str] = (), m
         try:
             content = yaml.load(_read(str(path)), _Loader) or {}  # noqa: S506  # a SafeLoader
         except FileNotFoundError:
-            raise ConfigError(f"config file {path} does not exist") from None
+            raise ConfigError(f"config file {path} does not exist{_near_file(Path(path))}") from None
         except (OSError, ValueError, yaml.YAMLError) as error:
             raise ConfigError(f"config file {path} is not readable YAML: {error}") from None
         if not isinstance(content, dict):
@@ -53,11 +53,13 @@ def load_config(path: str | Path | None = None, overrides: Sequence[str] = (), m
     for item in overrides:
         key, equals, text = item.partition("=")
         if not equals or not key:
-            raise ConfigError(f"override {item!r} is not of the form key=value, e.g. train.epochs=20")
+            file = f"; did you mean --config {item}?" if item.endswith((".yaml", ".yml")) else ""
+            raise ConfigError(f"override {item!r} is not of the form key=value, e.g. train.epochs=20{file}")
         try:
             value = yaml.load(text, _Loader)  # noqa: S506  # a SafeLoader
         except (ValueError, yaml.YAMLError) as error:
-            raise ConfigError(f"override {item!r}: the value is not YAML: {error}") from None
+            quotes = "; in a shell, quote the whole argument: '…'" if text[:1] in ("{", "[") else ""
+            raise ConfigError(f"override {item!r}: the value is not YAML: {error}{quotes}") from None
         _assign(content, key, value)
     return parse_config(content, (*CHECKS, *more))
 
@@ -80,20 +82,36 @@ def _find(path: Path) -> Path:
     """The file itself, or that of its name which was installed with the package, as configs/digits.yaml is."""
     if path.exists() or path.parent != Path("configs"):
         return path
-    # Beside the package (pip install --target) or under the environment.
+    return next((file for file in _installed() if file.name == path.name), path)
+
+
+def _installed() -> list[Path]:
+    """The configurations that came with the package: beside it (pip install --target) or under the environment."""
     roots = (Path(__file__).parents[2], Path(sys.prefix))
-    installed = [root / "share/ldcvae/configs" / path.name for root in roots]
-    return next((file for file in installed if file.is_file()), path)
+    return [file for root in roots for file in sorted((root / "share/ldcvae/configs").glob("*.yaml"))]
+
+
+def _near_file(path: Path) -> str:
+    """A file that was meant, perhaps."""
+    folder = path.parent if path.parent != Path() else Path("configs")
+    known = {file.stem: folder / file.name for file in folder.glob("*.yaml")}
+    if folder == Path("configs"):
+        known = {file.stem: folder / file.name for file in _installed()} | known
+    near = difflib.get_close_matches(path.stem, known, n=1)
+    return f"; did you mean {known[near[0]]}?" if near else ""
 
 
 class _Loader(yaml.SafeLoader):
-    """Safe YAML in which 1e-3 is a number, a date is a text, and no key stands twice."""
+    """Safe YAML in which 1e-3 is a number, a date is a text, keys are texts, and none stands twice."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         """A mapping, unless a key stands twice in it."""
         # Not <<: what is merged may stand there too, and yields.
         keys = [self.construct_object(key, deep=True) for key, _ in node.value if not key.tag.endswith(":merge")]
         for index, key in enumerate(keys):
+            if not isinstance(key, str):
+                reason = f"a key must be text, and YAML reads this one as {key!r}: put it in quotes"
+                raise yaml.constructor.ConstructorError(None, None, reason, node.start_mark)
             if key in keys[:index]:
                 raise yaml.constructor.ConstructorError(None, None, f"{key} stands twice", node.start_mark)
         return super().construct_mapping(node, deep)
@@ -147,7 +165,10 @@ def parse_config(content: dict[str, Any], checks: Sequence[Check] = ()) -> Confi
         ConfigError: as `load_config`.
     """
     # Resolved, it would write secrets into the run's config; unresolved, a folder would be called that.
-    found = dict.fromkeys(_interpolations(content), "${…} is not resolved here; write the value itself")
+    try:
+        found = dict.fromkeys(_interpolations(content), "${…} is not resolved here; write the value itself")
+    except RecursionError:
+        raise ConfigError("the configuration holds itself, by a YAML alias within what it names") from None
     wrong = {key.partition(".")[0] for key in found}
     try:
         config = Config.model_validate(content)
@@ -186,7 +207,8 @@ def nearest_key(key: str, known: Sequence[str], sections: Sequence[str] = ()) ->
         >>> nearest_key("train.epoch", ["train.epochs", "train.ema"])
         'did you mean train.epochs?'
     """
-    near = difflib.get_close_matches(key, [*known, *sections], n=1, cutoff=0.6)
+    # A section is no answer to a key within it.
+    near = difflib.get_close_matches(key, [*known, *(sections if "." not in key else ())], n=1, cutoff=0.6)
     section, _, last = key.rpartition(".")
     if not near:  # the right name in the wrong section
         near = [name for name in known if name.rpartition(".")[2] == last][:1]
@@ -231,6 +253,11 @@ def _explain(item: Any) -> str:
         return f"{key}.{message}"  # a section's own check names its field
     # A union member's tag (literal['auto'], bool) is pydantic's, not part of the key.
     key = ".".join(part for part in location if "[" not in part and part not in ("bool", "int", "float"))
+    if item["type"] in ("list_type", "tuple_type") and isinstance(item["input"], str | int | float):
+        message = f"must be a list, e.g. [{item['input']}]"
+    elif item["type"] in ("model_type", "model_attributes_type"):
+        first = next((name for name, *_ in describe_keys() if name.startswith(f"{key}.")), key)
+        message = f"is a section, whose keys are given one by one, e.g. {first}"
     return f"{key}: {message}, got {item['input']!r}"
 
 

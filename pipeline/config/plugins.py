@@ -31,7 +31,8 @@ def load_plugins(modules: Sequence[str]) -> None:
         try:
             importlib.import_module(name)
         except Exception as error:  # whatever a user's module raises
+            written = ", without .py," if name.endswith(".py") else ""
             raise ConfigError(
-                f"--plugin {name}: {type(error).__name__}: {error}; it is imported by name, so it must be installed, "
-                "or lie in the folder that the command is started in, on every machine of a cluster"
+                f"--plugin {name}: {type(error).__name__}: {error}; it is imported by name{written} so it must be "
+                "installed, or lie in the folder that the command is started in, on every machine of a cluster"
             ) from error

@@ -223,6 +223,8 @@ class RayConfig(Section):
 
 
 def _no_separator(name: str) -> str:
+    if isinstance(name, bool | int | float):
+        raise ValueError("must be text, and YAML reads this as something else; quote it twice: name='\"…\"'")
     if not isinstance(name, str) or not name or name in (".", "..") or any(c in name for c in "/\\?#\0"):
         raise ValueError("must be a plain folder name, without / \\ ? #")
     return name

@@ -11,6 +11,7 @@ from typing import NamedTuple
 from fsspec import available_protocols
 
 from pipeline.config.sections import Config
+from pipeline.config.variants import SOURCES
 
 __all__ = ["CHECKS", "Check", "equal_parts", "submitted", "url_mistake"]
 
@@ -78,6 +79,10 @@ def _data(config: Config) -> Iterator[str]:
     data = config.data
     if data.path is not None and (mistake := url_mistake(data.path)):
         yield f"data.path: {mistake}"
+    for key, value in (("name", data.name), ("path", data.path)):
+        if value is not None and key not in SOURCES[data.source].reads:
+            others = [name for name, source in SOURCES.items() if key in source.reads]
+            yield f"data.{key}: source {data.source!r} reads none, got {value!r}; data.source={'|'.join(others)} does"
     validation, test = data.validation_fraction, data.test_fraction
     if validation + test >= 1:
         yield (

@@ -30,27 +30,39 @@ class ImageSource:
         about: what it is, in a few words.
         find: configuration -> the source, found and described but not yet read; raises ConfigError or PipelineError.
         needs: key of `data` that must be given, and how; None if there is none.
+        reads: which of `data.name` and `data.path` it reads; the others are refused, lest a user who forgets
+            `data.source` be given another source's images.
     """
 
     name: str
     about: str
     find: Callable[[Config], Source]
     needs: tuple[str, str] | None = None
+    reads: tuple[str, ...] = ("name", "path")
 
 
 _PATH = ("path", "data.path=FOLDER_OR_URL")
 _FIND = "pipeline.prepare.sources"
 
 SOURCES: Registry[ImageSource] = Registry("source")
-SOURCES.register(ImageSource("digits", "scikit-learn's 1,797 bundled 8x8 scans", lazy(f"{_FIND}:find_digits")))
+SOURCES.register(
+    ImageSource("digits", "scikit-learn's 1,797 bundled 8x8 scans", lazy(f"{_FIND}:find_digits"), reads=())
+)
 SOURCES.register(
     ImageSource(
-        "torchvision", "a set by name", lazy(f"{_FIND}:find_torchvision"), ("name", "data.name, e.g. data.name=MNIST")
+        "torchvision",
+        "a set by name",
+        lazy(f"{_FIND}:find_torchvision"),
+        ("name", "data.name, e.g. data.name=MNIST"),
     )
 )
-SOURCES.register(ImageSource("idx", "a folder of MNIST-style IDX files", lazy(f"{_FIND}:find_idx"), _PATH))
-SOURCES.register(ImageSource("folder", "image files, sub-folders are labels", lazy(f"{_FIND}:find_folder"), _PATH))
-SOURCES.register(ImageSource("parquet", "files with an image column", lazy(f"{_FIND}:find_parquet"), _PATH))
+SOURCES.register(ImageSource("idx", "a folder of MNIST-style IDX files", lazy(f"{_FIND}:find_idx"), _PATH, ("path",)))
+SOURCES.register(
+    ImageSource("folder", "image files, sub-folders are labels", lazy(f"{_FIND}:find_folder"), _PATH, ("path",))
+)
+SOURCES.register(
+    ImageSource("parquet", "files with an image column", lazy(f"{_FIND}:find_parquet"), _PATH, ("path",))
+)
 
 
 @dataclass(frozen=True)
@@ -61,17 +73,23 @@ class FeatureExtractor:
         name: how `evaluate.extractor` calls it.
         build: run -> the extractor, on the CPU; raises ConfigError where it does not fit the data.
         figure: what a Fréchet distance in its features is called; FID is Inception's only.
+        needs: package that it imports, and how to get it; None if it comes with ours.
     """
 
     name: str
     build: Callable[[Run], Extractor]
     figure: str
+    needs: tuple[str, str] | None = None
 
 
 _BUILD = "pipeline.judge.extractors"
 
 EXTRACTORS: Registry[FeatureExtractor] = Registry("extractor")
 EXTRACTORS.register(FeatureExtractor("classifier", lazy(f"{_BUILD}:stored_classifier"), "FD-classifier"))
-EXTRACTORS.register(FeatureExtractor("inception", lazy(f"{_BUILD}:inception"), "FID"))
+EXTRACTORS.register(
+    FeatureExtractor(
+        "inception", lazy(f"{_BUILD}:inception"), "FID", ("torch_fidelity", "pip install 'ldcvae[inception]'")
+    )
+)
 EXTRACTORS.register(FeatureExtractor("random", lazy(f"{_BUILD}:random_convolutions"), "FD-random"))
 EXTRACTORS.register(FeatureExtractor("file", lazy(f"{_BUILD}:from_file"), "FD-<file's name>"))

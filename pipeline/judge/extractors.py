@@ -13,7 +13,7 @@ from torch.nn import functional
 from ldcvae.batches import Chunks, batches, rows_at_a_time
 from ldcvae.losses import as_float
 from ldcvae.perceptual import load_features
-from ldcvae.training.world import keyed_generator
+from ldcvae.training.world import keyed_generator, seeded_weights
 from pipeline.config.errors import ConfigError, PipelineError
 from pipeline.config.variants import EXTRACTORS
 from pipeline.remote.device import process_device
@@ -130,8 +130,7 @@ def train_classifier(train: Images, epochs: int, seed: int, device: torch.device
     pixels, labels = train.pixels, train.labels
     labelled = (labels >= 0).nonzero().squeeze(1)
     shape = (pixels.shape[1], pixels.shape[2], pixels.shape[3])
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+    with seeded_weights(seed):
         network = _classifier(shape, len(train.classes)).to(device).to(memory_format=torch.channels_last)
     batch = min(128, len(labelled))
     steps = len(labelled) // batch
@@ -211,8 +210,7 @@ def _digest(network: nn.Module) -> str:
 def random_convolutions(run: Run) -> Extractor:
     """Untrained convolutions with a fixed seed: weaker than learnt features, but the same for everybody."""
     shape = run.shape
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
+    with seeded_weights(0):
         network = nn.Sequential(*_convolutions(shape))
         with torch.no_grad():
             size = network(torch.zeros(1, *shape)).shape[1]

@@ -5,10 +5,13 @@ import os
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 
+from ldcvae.variants import GENERATORS, Generator
 from pipeline.config.errors import ConfigError
 from pipeline.config.sections import Config
 from pipeline.config.together import Check, submitted
+from pipeline.config.variants import EXTRACTORS, FeatureExtractor
 
 __all__ = [
     "Placement",
@@ -63,11 +66,36 @@ def _workers(config: Config) -> Iterator[str]:
         )
 
 
+def _judging(config: Config) -> Iterator[str]:
+    """What judging needs and is not here: better said before hours of training than after them."""
+    settings = config.evaluate
+    wanted: list[tuple[str, FeatureExtractor | Generator | None]] = [
+        ("extractor", EXTRACTORS.get(settings.extractor)),
+        ("second_extractor", EXTRACTORS.get(settings.second_extractor)),
+    ]
+    wanted += [(f"generators.{name}", GENERATORS[name]) for name in settings.generators]
+    for key, variant in wanted:
+        if variant is not None and variant.needs is not None and find_spec(variant.needs[0]) is None:
+            package, remedy = variant.needs
+            yield f"evaluate.{key}: {variant.name} needs {package}, which is not installed: {remedy}"
+    for key in ("extractor_file", "inception_weights"):
+        path = getattr(settings, key)
+        if path is not None and "://" not in path and not os.path.exists(path):
+            yield f"evaluate.{key}: {path} does not exist"
+
+
 def hardware_checks(stage: str) -> tuple[Check, ...]:
-    """What the command line checks before a stage that trains, beside what every configuration has to fulfil."""
+    """What the command line checks of this machine before a stage, beside what every configuration has to fulfil."""
     device, workers = Check(("train", "ray"), _device), Check(("train", "ray"), _workers)
-    trains = {"run": (device, workers), "train": (device, workers), "tune": (device, workers), "compare": (device,)}
-    return trains.get(stage, ())
+    judging = Check(("evaluate",), _judging)
+    stages = {
+        "run": (device, workers, judging),
+        "train": (device, workers),
+        "evaluate": (judging,),
+        "tune": (device, workers, judging),
+        "compare": (device, judging),
+    }
+    return stages.get(stage, ())
 
 
 def has_gpus() -> bool:

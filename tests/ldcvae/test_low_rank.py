@@ -194,8 +194,12 @@ def test_the_kind_follows_from_dimension_and_number() -> None:
     assert choose_covariances(256, 200) == ("low_rank", 20)  # as many as its numbers leave
     assert choose_covariances(4096, 10) == ("low_rank", 25)
     assert choose_covariances(4096, 100) == choose_covariances(1, 10**7) == ("diagonal", 0)
-    for d, k in ((8, 10), (16, 300), (64, 100)):
-        assert draws_to_fit(d, k, "full") == max(10_000, 20 * d, 500 * k)
+    assert [draws_to_fit(d, k) for d, k in ((600, 10), (1024, 100), (4096, 10), (4096, 1000))] == [
+        10_000,
+        32_768,
+        8192,
+        20_000,
+    ]
     z = torch.randn(300, 70, generator=generator())
     assert [fit_gaussians(z[:, :d], 2).kind for d in (3, 70)] == ["full", "full"]
     assert fit_gaussians(z, 2, kind="diagonal").kind == "diagonal"

@@ -1,0 +1,182 @@
+"""What users hit at the edges: latents nearly flat, modules as functions, calls that fail, one image too few."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+from ldcvae import (
+    LDCVAE,
+    AutoencoderSettings,
+    DecoderSettings,
+    Encodings,
+    LDCVAEConfig,
+    SamplerSettings,
+    fit,
+    fit_sampler,
+    svgd,
+)
+from ldcvae.densities import Gaussian, GaussianMixture, gaussian
+from ldcvae.densities.low_rank import fit_gaussians
+from ldcvae.rivals.fitting import Budget, Fitting
+from ldcvae.variants import GENERATORS
+
+SAMPLER = SamplerSettings(steps=4, particles=32, width=16, depth=1, checkpoint_steps=2, base_components=2)
+
+
+def images(count, side=4):
+    return torch.rand(count, 1, side, side, generator=torch.Generator().manual_seed(0))
+
+
+def weights_of(model):
+    return copy.deepcopy(model.state_dict()), model.config
+
+
+def unchanged(model, before):
+    tensors, config = before
+    now = model.state_dict()
+    return config == model.config and all(torch.equal(tensors[name], now[name]) for name in tensors)
+
+
+def test_modules_in_a_pair_are_called_like_functions(tmp_path):
+    torch.manual_seed(0)
+    encoder = nn.Sequential(nn.Flatten(), nn.Linear(16, 3))  # points, where an own network gives two numbers each
+    decoder = nn.Sequential(nn.Linear(3, 16), nn.Sigmoid(), nn.Unflatten(1, (1, 4, 4)))  # images, not logits
+    settings = {"sampler": SAMPLER, "progress": False}
+    model = fit_sampler((encoder, decoder), images(40), **settings)
+    functions = fit_sampler((lambda x: encoder(x), lambda z: decoder(z)), images(40), **settings)
+    z = torch.randn(5, 3)
+    assert torch.allclose(model.decode(z), decoder(z), atol=1e-5)
+    assert all(
+        torch.equal(a, b) for a, b in zip(model.state_dict().values(), functions.state_dict().values(), strict=True)
+    )
+    assert not [name for name in model.state_dict() if name.startswith(("encoder", "decoder"))]
+    model.save_pretrained(tmp_path)
+    again = LDCVAE.from_pretrained(tmp_path, encoder=encoder, decoder=decoder)
+    noise = [torch.Generator().manual_seed(1) for _ in range(2)]
+    assert torch.equal(again.sample(4, noise[0]), model.sample(4, noise[1]))
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"images": images(10)}, "base of 10 components needs as many training images, got 9"),
+        ({"decoder": DecoderSettings(adversarial=2.0)}, "epochs=0"),
+        ({"images": images(40, side=3), "decoder": DecoderSettings(epochs=1)}, "images of 3 pixels are too small"),
+        ({"latent_dim": 0}, "latent_dim must be at least 1, got 0"),
+        ({"device": "mps"}, "float64"),
+    ],
+)
+def test_what_a_later_phase_would_refuse_is_refused_before_the_first_step(given, message):
+    def called(record):
+        raise AssertionError("a phase has begun")
+
+    arguments = {"images": images(40), "autoencoder": AutoencoderSettings(epochs=1), "callback": called} | given
+    with pytest.raises(ValueError, match=message):
+        fit(**arguments, progress=False)
+
+
+def test_a_call_that_fails_leaves_the_model_as_it_was():
+    short = {"autoencoder": AutoencoderSettings(epochs=1), "sampler": SAMPLER, "progress": False}
+    model = fit(images(40), **short)
+    before = weights_of(model)
+    with pytest.raises(ValueError, match="as many training images"):
+        fit_sampler(model, images(5), sampler=SamplerSettings(base_components=10), progress=False)
+    lost = DecoderSettings(epochs=1, perceptual=1.0, perceptual_weights="/nowhere.pt")
+    with pytest.raises(FileNotFoundError):
+        fit(images(40), model, decoder=lost, **short)
+    assert unchanged(model, before)
+
+
+def test_any_whole_number_is_a_seed():
+    short = {"autoencoder": AutoencoderSettings(epochs=1), "sampler": SAMPLER, "progress": False}
+    for seed in (-1, 2**40):
+        assert fit(images(40), **short, seed=seed).sample(2).isfinite().all()
+
+
+@pytest.mark.parametrize("small", [1e-3, 1e-4])
+def test_nearly_flat_encodings_are_whitened_too(small):
+    noise = torch.Generator().manual_seed(0)
+    rotation = torch.linalg.qr(torch.randn(3, 3, generator=noise, dtype=torch.float64))[0]
+    scale = torch.tensor([1.0, 1.0, small], dtype=torch.float64)
+    z = (torch.randn(5000, 3, generator=noise, dtype=torch.float64) * scale @ rotation).float()
+    encodings = Encodings(z, torch.full_like(z, -40.0))
+    white = encodings.whitening().whiten(z)
+    assert torch.cov(white.T.double()).diagonal().sub(1).abs().max() < 0.05
+
+
+def test_a_net_for_other_directions_leaves_the_models_own_alone():
+    short = {"autoencoder": AutoencoderSettings(epochs=1), "sampler": SAMPLER, "progress": False}
+    model = fit(images(60), **short)
+    before, budget = weights_of(model), Budget(sampler=SamplerSettings(steps=5, particles=32, width=8, depth=1))
+    encodings = model.encodings(images(60))
+
+    def latents(draw):
+        return draw(7, torch.Generator().manual_seed(3))
+
+    draws = [GENERATORS[name].fit(Fitting(name, model, encodings, budget=budget)) for name in ("drift", "stein")]
+    first = latents(draws[0])
+    assert unchanged(model, before)
+    assert not torch.equal(first, latents(draws[1]))
+    assert torch.equal(first, latents(GENERATORS["drift"].fit(Fitting("drift", model, encodings, budget=budget))))
+
+
+def test_foreign_latents_of_another_scale_are_refused():
+    decode = lambda z: torch.sigmoid(z.new_zeros(len(z), 1, 4, 4))  # noqa: E731
+    for encode, message in (
+        (lambda x: 1e-4 * x.flatten(1)[:, :3], "standard deviation of"),
+        (lambda x: (x.flatten(1)[:, :3], torch.full((len(x), 3), 12.0)), "log variances of 8 or more"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            fit_sampler((encode, decode), images(40), sampler=SAMPLER, progress=False)
+
+
+def test_two_particles_repel_each_other_and_no_steps_are_none():
+    start = torch.tensor([[0.1, 0.0], [-0.1, 0.0]])
+    apart = svgd(start, lambda z: -z, steps=300)
+    assert float((apart[0] - apart[1]).norm()) > 0.5
+    assert torch.equal(svgd(start, lambda z: -z, steps=0), start)
+    assert svgd(start[:1], lambda z: -z, steps=300).norm() < 0.05  # one goes to the mode
+
+
+def test_fits_do_not_depend_on_the_latents_scale():
+    noise = torch.Generator().manual_seed(0)
+    line = torch.randn(500, 1, generator=noise) @ torch.ones(1, 2) * 30.0  # collapsed, along no axis
+    for fitted in (Gaussian.fit(line), GaussianMixture.fit(line, 2)):
+        assert fitted.sample(10, noise).isfinite().all()
+    z = torch.randn(4000, 2, generator=noise)
+    for factor in (1e-3, 1.0, 1e3):
+        assert torch.allclose(Gaussian.fit(factor * z).covariance / factor**2, torch.cov(z.T), rtol=1e-4, atol=1e-5)
+        fitted = GaussianMixture.fit(factor * z, 1)
+        assert torch.allclose(fitted.covariances[0] / factor**2, torch.cov(z.T), rtol=1e-2, atol=1e-3)
+
+
+def test_a_mixture_is_evaluated_in_chunks(monkeypatch):
+    noise = torch.Generator().manual_seed(0)
+    mixture = GaussianMixture(torch.ones(3), torch.randn(3, 2, generator=noise), torch.eye(2).repeat(3, 1, 1))
+    z = torch.randn(10, 2, generator=noise)
+    whole = mixture.energy(z), mixture.score(z)
+    monkeypatch.setattr(gaussian, "_CHUNK_NUMBERS", 12)  # two rows
+    torch.testing.assert_close((mixture.energy(z), mixture.score(z)), whole)
+    assert mixture.energy(z[:0]).shape == (0,)
+    assert mixture.score(z[:0]).shape == (0, 2)
+
+
+def test_kinds_of_covariances_are_named_right():
+    with pytest.raises(ValueError, match="unknown kind 'ful': choose full, low_rank, diagonal"):
+        fit_gaussians(torch.randn(50, 4), 2, kind="ful")
+    with pytest.raises(ValueError, match="rank is 0: kind low_rank needs at least 1"):
+        fit_gaussians(torch.randn(50, 4), 2, kind="low_rank")
+
+
+def test_a_model_takes_doubles_and_draws_none():
+    model = LDCVAE(LDCVAEConfig((1, 8, 8), latent_dim=3, base_components=2))
+    assert model.sample(0).shape == (0, 1, 8, 8)
+    assert model.reconstruct(torch.rand(2, 1, 8, 8).double()).shape == (2, 1, 8, 8)
+    assert not model.sample_latents(3).requires_grad
+
+
+def test_networks_that_would_not_be_used_are_refused():
+    with pytest.raises(ValueError, match="say 'custom'"):
+        LDCVAE(LDCVAEConfig((1, 8, 8)), nn.Identity(), nn.Identity())
