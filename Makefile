@@ -1,4 +1,5 @@
-# make demo · make test · make drills · make lint · make docs · make bench · make chaos · make study · make clean; each sets up .venv when it is missing.
+# make demo · make test · make drills · make lint · make docs · make bench · make chaos · make study, each of which sets up .venv when it
+# is missing; make clean.
 PYTHON ?= python3
 BIN := .venv/bin
 # One thread per process unless told otherwise: small matrices, few cores. Not for demo, whose figures in README.md are
@@ -46,8 +47,9 @@ chaos: .venv/installed
 study: .venv/installed
 	@$(BIN)/python -m pipeline.compare --config configs/fashion_mnist_study.yaml
 
+# Not runs/, which holds trained models and studies of hours.
 clean:
-	rm -rf .venv runs site build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	rm -rf .venv site build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache
 
 # Renew the lock file from the newest versions that pyproject.toml allows.
 lock:

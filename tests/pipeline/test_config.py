@@ -12,8 +12,10 @@ from ldcvae import __version__
 from pipeline.__main__ import SECTIONS, main
 from pipeline.config.errors import ConfigError, PipelineError
 from pipeline.config.load import Config, describe_keys, dump_yaml, load_config
+from pipeline.remote.hardware import hardware_checks
 
 ROOT = Path(__file__).parents[2]
+IMAGES = ROOT / "configs/images.yaml"  # which waits for the folder
 STAGES = ("run", "prepare", "train", "sample", "evaluate", "report", "tune", "compare", "verify")
 
 
@@ -267,6 +269,12 @@ def test_help_lists_only_what_the_stage_reads(capsys, stage, sections):
     assert "--help-all lists the keys of the other stages too." in text
 
 
+def test_help_lists_single_keys_of_other_sections(capsys):
+    text = output(capsys, "evaluate", "--help")
+    assert "  train.device=auto  [" in text
+    assert "  train.epochs=" not in text
+
+
 def test_help_names_the_variants_and_writes_lists_as_yaml(capsys):
     text = output(capsys, "run", "--help")
     assert "  data.source=digits  [digits|torchvision|idx|folder|parquet]\n" in text
@@ -442,9 +450,18 @@ def test_the_shipped_digits_file_is_the_defaults():
     assert load_config(ROOT / "configs" / "digits.yaml") == Config()
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*.yaml")), ids=lambda path: path.name)
+SHIPPED = sorted(set((ROOT / "configs").glob("*.yaml")) - {IMAGES})
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.name)
 def test_every_shipped_config_is_valid(path):
     assert load_config(path).name
+
+
+def test_the_config_for_own_images_asks_for_their_folder():
+    with pytest.raises(ConfigError, match=r"data\.path is missing: source 'folder' needs data\.path=FOLDER_OR_URL"):
+        load_config(IMAGES)
+    assert load_config(IMAGES, ["data.path=/data/cats"]).data.image_size == 64
 
 
 def test_a_file_at_a_url(tmp_path):
@@ -454,3 +471,71 @@ def test_a_file_at_a_url(tmp_path):
         load_config(f"file://{tmp_path}/no.yaml")
     with pytest.raises(ConfigError, match=r"config file nosuch://a is not readable YAML: .*nosuch"):
         load_config("nosuch://a")
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("sampler.bandwidths=0.2", r"sampler\.bandwidths: must be a list, e\.g\. \[0\.2\], got 0\.2"),
+        ("evaluate.generators=prior", r"evaluate\.generators: must be a list, e\.g\. \[prior\]"),
+        ("train=5", r"train: is a section, whose keys are given one by one, e\.g\. train\.objective, got 5"),
+        ("name=2024", r"name: must be text, and YAML reads this as something else; quote it twice"),
+        ("name=no", r"name: must be text.*got False"),
+        ("train.lamda=1", r"train\.lamda: unknown key; did you mean train\.\w+\?"),
+        ("configs/mnist.yaml", r"did you mean --config configs/mnist\.yaml\?"),
+        ("compare.only={vae:", "quote the whole argument"),
+        ("data.path=/data/cats", r"data\.path: source 'digits' reads none, got '/data/cats'; data\.source=.*folder"),
+        ("data.name=MNIST", r"data\.name: source 'digits' reads none, got 'MNIST'; data\.source=torchvision does"),
+    ],
+)
+def test_a_mistake_says_what_was_meant(override, message):
+    with pytest.raises(ConfigError, match=message):
+        load_config(overrides=[override])
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("on: push\n", "a key must be text, and YAML reads this one as True: put it in quotes"),
+        ("train: {1: x}\n", "YAML reads this one as 1"),
+        ("a: &a [*a]\n", "holds itself"),
+    ],
+)
+def test_files_of_other_programs_are_one_clear_line(tmp_path, text, message):
+    (tmp_path / "c.yaml").write_text(text)
+    with pytest.raises(ConfigError, match=message):
+        load_config(tmp_path / "c.yaml")
+
+
+def test_a_file_that_is_not_there_names_the_nearest(monkeypatch):
+    monkeypatch.chdir(ROOT)
+    for name in ("configs/digit.yaml", "digits"):
+        with pytest.raises(ConfigError, match=r"does not exist; did you mean configs/digits\.yaml\?"):
+            load_config(name)
+
+
+def test_an_option_that_is_a_key_says_how_keys_are_given(capsys):
+    with pytest.raises(SystemExit) as stopped:
+        main("run", ["--learning-rate", "0.1"])
+    assert stopped.value.code == 2
+    assert "given as key=value, e.g. train.learning_rate=…" in capsys.readouterr().err
+
+
+def test_what_judging_needs_is_asked_for_before_anything_works(tmp_path, monkeypatch):
+    monkeypatch.setattr("pipeline.remote.hardware.find_spec", lambda name: None)
+    mistakes = ["evaluate.extractor=inception", f"evaluate.inception_weights={tmp_path}/none.pth"]
+    with pytest.raises(ConfigError) as told:
+        load_config(overrides=mistakes, more=hardware_checks("run"))
+    assert "evaluate.extractor: inception needs torch_fidelity, which is not installed: pip install" in str(
+        told.value
+    )
+    assert f"evaluate.inception_weights: {tmp_path}/none.pth does not exist" in str(told.value)
+    load_config(overrides=mistakes, more=hardware_checks("train"))  # which judges nothing
+
+
+def test_a_python_without_the_packages_is_told_so():
+    command = "import importlib.util as u, sys; u.find_spec = lambda name, package=None: None; import pipeline"
+    done = subprocess.run([sys.executable, "-c", command], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert ". .venv/bin/activate" in done.stderr
+    assert "Traceback" not in done.stderr
