@@ -11,7 +11,7 @@ from pipeline.store.run import Run
 
 __all__ = ["run"]
 
-FORMAT = 3  # of weights and history, unfinished ones too; CONTRIBUTING.md says when to raise it
+FORMAT = 4  # of weights and history, unfinished ones too; CONTRIBUTING.md says when to raise it
 
 # Keys that change how a run is carried out, not what it computes: a run may be resumed with other values.
 _OPERATIONAL = {"num_workers", "device", "checkpoint_epochs", "checkpoint_steps", "keep_checkpoints", "max_failures"}
