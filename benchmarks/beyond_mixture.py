@@ -7,6 +7,8 @@ beside draws of validation images' posteriors: below 1, something is remembered.
 exemplars   a mixture between the base and the encodings themselves: a component's draws gather about its training
             images, with h of its spread (smoothed bootstrap, Silverman and Young 1987); 1 is the base, 0 the bound.
             The held-out log likelihood says how much of that is knowledge of the law
+centres     components split into centres with one covariance
+flow        components warped by a coupling flow that is told the component, of the largest held-out likelihood
 wide        drift with temperatures ten times as large
 sinkhorn    drift whose weights are normalised over both axes to convergence; sinkhorn_wide with large temperatures
 metric      drift by distances of the decoder's first layer instead of the latents'
@@ -31,6 +33,7 @@ from pathlib import Path
 import torch
 from for_docs import opened
 from mixture_denoiser import PASSES, MixtureDenoiser, fit_residual, flow
+from mixture_parts import ComponentFlow, SubCentres
 from torch import Tensor, nn
 
 from ldcvae import Encodings
@@ -52,6 +55,7 @@ CPU = torch.device("cpu")
 NARROW, WIDE = (0.12, 0.3, 0.6), (1.0, 3.0, 10.0)
 SINKHORN_STEPS, QUEUE = 20, 8
 SHARES = (1.0, 0.9, 0.8, 0.7, 0.5, 0.3)  # h of the exemplars
+CENTRES = (4, 16)  # a component
 HELD_OUT = 3000
 
 
@@ -176,6 +180,23 @@ def exemplars(bench: Bench, steps: int) -> None:
         bench.row(words, mixture.draw(h))
 
 
+def centres(bench: Bench, steps: int) -> None:
+    """Rows of mixtures of more centres and as many covariances."""
+    known = Exemplars.of(bench)
+    for count in CENTRES:
+        mixture = SubCentres(bench.means, known.labels, known.noise, count)
+        words = f"{len(mixture.means):,} centres, {mixture.log_likelihood(bench.held_out):.2f} nats"
+        bench.row(words, mixture.draw)
+
+
+def component_flow(bench: Bench, steps: int) -> None:
+    """A row of a flow within the components."""
+    started = time.perf_counter()
+    std = torch.exp(0.5 * bench.train.log_variance)
+    flow = ComponentFlow(bench.base, bench.means, (std, bench.model.whitening.matrix), bench.held_out, steps)
+    bench.row(f"component flow, {flow.nats:+.2f} nats", flow.draw, time.perf_counter() - started)
+
+
 # Kernels that see more
 
 
@@ -285,6 +306,8 @@ def rivals(bench: Bench, steps: int) -> None:
 
 ROUTES: dict[str, Callable[[Bench, int], None]] = {
     "exemplars": exemplars,
+    "centres": centres,
+    "flow": component_flow,
     "drift": lambda bench, steps: net(bench, "drift", NARROW, steps),
     "wide": lambda bench, steps: net(bench, "drift", WIDE, steps),
     "sinkhorn": lambda bench, steps: net(bench, "sinkhorn", NARROW, steps),

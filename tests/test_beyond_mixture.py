@@ -78,3 +78,58 @@ def test_exemplars_keep_mean_and_covariance_and_know_their_likelihood(routes):
     at_one = GaussianMixture(torch.tensor([0.6, 0.4]), made.centres, made.spread + made.noise)
     z = at_one.sample(500, noise)
     assert made.log_likelihood(1.0, z) == pytest.approx(-float(at_one.energy(z).mean()), abs=1e-3)
+
+
+def two_halves(rows=4000):
+    """Points of one component that are two clumps, and what the posteriors add."""
+    noise = torch.Generator().manual_seed(0)
+    side = (torch.rand(rows, generator=noise) < 0.5).float() * 4 - 2
+    return torch.stack([side, torch.zeros(rows)], 1), torch.full((rows, 2), 0.3)
+
+
+def drawn_of(means, std, count=4000):
+    noise = torch.Generator().manual_seed(9)
+    return means[:count] + std[:count] * torch.randn(count, means.shape[1], generator=noise)
+
+
+def true_log_likelihood(z):
+    clumps = GaussianMixture(
+        torch.ones(2), torch.tensor([[-2.0, 0.0], [2.0, 0.0]]), 0.09 * torch.eye(2).repeat(2, 1, 1)
+    )
+    return -float(clumps.energy(z).mean())
+
+
+def test_sub_centres_find_the_clumps_within_a_component(routes):
+    from mixture_parts import SubCentres
+
+    means, std = two_halves()
+    z = drawn_of(means, std)
+    noise = torch.diag(std[0].square())[None]
+    one, two = (SubCentres(means, torch.zeros(len(means)).long(), noise, count) for count in (1, 2))
+    assert two.log_likelihood(z) == pytest.approx(true_log_likelihood(z), abs=0.01)
+    assert one.log_likelihood(z) < true_log_likelihood(z) - 0.5
+    drawn = two.draw(4000, torch.Generator().manual_seed(1))
+    torch.testing.assert_close(torch.cov(drawn.T), torch.cov(z.T), atol=0.15, rtol=0.0)
+
+
+def test_a_flow_within_a_component_gains_what_the_gaussian_lacks(routes):
+    from mixture_parts import ComponentFlow
+
+    x = torch.randn(4000, 1, generator=torch.Generator().manual_seed(0))
+    means, std = torch.cat([x, x.square() - 1], 1), torch.tensor([[1e-3, 0.3]]).expand(4000, 2)  # a crescent
+    z = drawn_of(means, std)
+    base = GaussianMixture(torch.ones(1), z.mean(0)[None], torch.cov(z.T)[None])
+    across = (z[:, 1] - z[:, 0].square() + 1) / 0.3
+    true = float((-0.5 * (z[:, 0].square() + across.square()) - math.log(2 * math.pi * 0.3)).mean())
+    lacking = true + float(base.energy(z).mean())
+    flow = ComponentFlow(base, means, (std, torch.eye(2)), z, 400, batch=128)
+    assert 0.4 * lacking < flow.nats < lacking + 0.02
+    drawn = flow.draw(4000, torch.Generator().manual_seed(1))
+    assert float((drawn[:, 1] - drawn[:, 0].square() + 1).abs().median()) < 0.6  # a Gaussian has .9
+    y, k = torch.randn(10, 2), torch.zeros(10).long()
+    there, log_det = flow.network.to_noise(y, k)
+    torch.testing.assert_close(flow.network.from_noise(there, k), y, atol=1e-4, rtol=1e-4)
+    rows = [
+        torch.autograd.functional.jacobian(lambda x: flow.network.to_noise(x[None], k[:1])[0][0], row) for row in y
+    ]
+    torch.testing.assert_close(torch.stack(rows).det().abs().log(), log_det, atol=1e-4, rtol=1e-4)

@@ -1,0 +1,212 @@
+"""What could be within a mixture's components that Gaussians do not know; for `beyond_mixture.py`.
+
+`SubCentres` splits a component into centres with one covariance. `ComponentFlow` warps the components by an affine
+coupling flow (Dinh et al. 2017, arXiv 1605.08803) that is told the component, trained by maximum likelihood on draws
+of the posteriors and stopped where held-out latents liked it best. Both draw in one pass.
+"""
+
+import copy
+
+import torch
+from torch import Tensor, nn
+
+from ldcvae.densities.em import start
+from ldcvae.densities.gaussian import LOG_2PI, GaussianMixture
+from ldcvae.training.phase import running_average
+from ldcvae.training.world import seeded_weights
+
+__all__ = ["ComponentFlow", "SubCentres"]
+
+_STEPS = 15  # of EM within a component
+_LEAST = 6  # rows a centre
+_SHARES = 8  # components that a latent may be of
+_LAYERS, _WIDTH, _EMBEDDING = 8, 256, 32
+_DECAY, _EVERY = 0.995, 250
+
+
+class SubCentres:
+    """A mixture whose components are mixtures of centres with one covariance each, by EM within every component.
+
+    Args:
+        rows: (n, d) means of posteriors.
+        labels: (n,) component of each.
+        noise: (K, d, d) mean covariance of each component's posteriors.
+        count: centres a component, fewer where it has not six rows for each.
+
+    Example:
+        >>> rows = torch.cat([torch.full((20, 1), -1.0), torch.full((20, 1), 1.0)])
+        >>> mixture = SubCentres(rows, torch.zeros(40).long(), torch.full((1, 1, 1), 0.01), 2)
+        >>> sorted(mixture.means[:, 0].tolist()), round(float(mixture.factors[0]), 2)
+        ([-1.0, 1.0], 0.1)
+    """
+
+    def __init__(self, rows: Tensor, labels: Tensor, noise: Tensor, count: int):
+        d = rows.shape[1]
+        means, weights, factors, parents = [], [], [], []
+        for k, own in enumerate(noise.double() + 1e-6 * torch.eye(d)):
+            x = rows[labels == k].double()
+            if not len(x):
+                continue
+            total = torch.linalg.cholesky(torch.cov(x.T, correction=0).reshape(d, d) + own)
+            centres = max(1, min(count, len(x) // _LEAST))
+            white = torch.linalg.solve_triangular(total, x.T, upper=False).T
+            shares = nn.functional.one_hot(start(white, centres, 0), centres).double()
+            for _ in range(_STEPS):
+                size = shares.sum(0) + 1e-9
+                mean = shares.T @ x / size[:, None]
+                within = (x.T @ x - mean.T @ (size[:, None] * mean)) / len(x)
+                factor = torch.linalg.cholesky(within + own)
+                at, centre = (torch.linalg.solve_triangular(factor, z.T, upper=False).T for z in (x, mean))
+                shares = (size.log() - 0.5 * torch.cdist(at, centre).square()).softmax(1)
+            means.append(mean)
+            weights.append(size / len(rows))
+            factors.append(factor)
+            parents.append(torch.full((centres,), len(factors) - 1))
+        self.means, self.weights = torch.cat(means).float(), torch.cat(weights).float()
+        self.factors, self.parents = torch.stack(factors).float(), torch.cat(parents)
+
+    def log_likelihood(self, z: Tensor) -> float:
+        """Mean log density of latents (n, d), in nats."""
+        parts = []
+        for k, factor in enumerate(self.factors):
+            own = self.parents == k
+            at, centre = (torch.linalg.solve_triangular(factor, x.T, upper=False).T for x in (z, self.means[own]))
+            squares = torch.cdist(at, centre, compute_mode="donot_use_mm_for_euclid_dist").square()
+            scale = factor.diagonal().log().sum() + 0.5 * z.shape[1] * LOG_2PI
+            parts.append(torch.logsumexp(self.weights[own].log() - 0.5 * squares, 1) - scale)
+        return float(torch.logsumexp(torch.stack(parts, 1), 1).mean())
+
+    def draw(self, n: int, noise: torch.Generator) -> Tensor:
+        """(n, d) draws."""
+        centre = torch.multinomial(self.weights, n, True, generator=noise)
+        return self.means[centre] + _times(
+            self.factors, self.parents[centre], torch.randn(n, self.means.shape[1], generator=noise)
+        )
+
+
+def _times(matrices: Tensor, which: Tensor, rows: Tensor) -> Tensor:
+    """Each row (n, d) by its own of the matrices (K, d, d)."""
+    return torch.cat(
+        [torch.einsum("nij,nj->ni", matrices[k], x) for k, x in zip(which.split(1000), rows.split(1000), strict=True)]
+    )
+
+
+class _Coupling(nn.Module):
+    """Affine couplings of (n, d) rows, each with its component's embedding; the identity at first."""
+
+    def __init__(self, components: int, dim: int):
+        super().__init__()
+        self.half, rest = dim // 2, dim - dim // 2
+        self.embedding = nn.Embedding(components, _EMBEDDING)
+        nn.init.normal_(self.embedding.weight, std=0.1)
+        self.orders = [torch.randperm(dim) for _ in range(_LAYERS)]
+        self.layers = nn.ModuleList()
+        for _ in range(_LAYERS):
+            last = nn.Linear(_WIDTH, 2 * rest)
+            nn.init.zeros_(last.weight)
+            nn.init.zeros_(last.bias)
+            first = nn.Linear(self.half + _EMBEDDING, _WIDTH)
+            self.layers.append(nn.Sequential(first, nn.SiLU(), nn.Linear(_WIDTH, _WIDTH), nn.SiLU(), last))
+
+    def _scale_and_shift(self, layer: nn.Module, known: Tensor, told: Tensor) -> tuple[Tensor, Tensor]:
+        scale, shift = layer(torch.cat([known, told], 1)).chunk(2, 1)
+        return 1.5 * torch.tanh(scale), shift
+
+    def to_noise(self, y: Tensor, component: Tensor) -> tuple[Tensor, Tensor]:
+        """Noise of rows, and the log determinant."""
+        told, log_det = self.embedding(component), torch.zeros(len(y))
+        for order, layer in zip(self.orders, self.layers, strict=True):
+            known, other = y[:, order].split([self.half, y.shape[1] - self.half], 1)
+            scale, shift = self._scale_and_shift(layer, known, told)
+            y, log_det = torch.cat([known, (other + shift) * scale.exp()], 1), log_det + scale.sum(1)
+        return y, log_det
+
+    def from_noise(self, y: Tensor, component: Tensor) -> Tensor:
+        """Rows of noise."""
+        told = self.embedding(component)
+        for order, layer in zip(self.orders[::-1], reversed(self.layers), strict=True):
+            known, other = y.split([self.half, y.shape[1] - self.half], 1)
+            scale, shift = self._scale_and_shift(layer, known, told)
+            y = torch.cat([known, other * (-scale).exp() - shift], 1)[:, order.argsort()]
+        return y
+
+
+class ComponentFlow:
+    """A mixture whose components' Gaussians are warped by one flow that is told the component.
+
+    Args:
+        base: the mixture.
+        means: (n, d) of the posteriors, in its coordinates.
+        factors: (n, d) standard deviations, and (d, d): noise ε of a posterior is `(std · ε) @ matrix`.
+        held_out: (m, d) latents that say when to stop.
+        steps: of 1,024 draws.
+
+    Attributes:
+        nats: by how much held-out latents are likelier than under the base.
+    """
+
+    def __init__(
+        self,
+        base: GaussianMixture,
+        means: Tensor,
+        factors: tuple[Tensor, Tensor],
+        held_out: Tensor,
+        steps: int,
+        seed: int = 0,
+        batch: int = 1024,
+    ):
+        self.base, (std, matrix) = base, factors
+        values, vectors = torch.linalg.eigh(base.covariances.double())
+        self._root = ((vectors * values.sqrt()[:, None]) @ vectors.mT).float()
+        self._inverse = ((vectors * values.rsqrt()[:, None]) @ vectors.mT).float()
+        self._log_scale = (0.5 * values.log().sum(1)).float() + 0.5 * base.dim * LOG_2PI
+        kept = min(_SHARES, len(base.means))
+        log_joint, component = self._likeliest(means, kept)
+        shares = log_joint.softmax(1)
+        self.weights = torch.zeros(len(base.means)).index_add_(0, component.flatten(), shares.flatten())
+        self.weights /= self.weights.sum()
+        known, whose = self._likeliest(held_out, kept)
+        before = float(known.logsumexp(1).mean())
+        with seeded_weights(seed):
+            network = _Coupling(len(base.means), base.dim)
+        average = running_average(network, _DECAY, lambda: schedule.last_epoch)
+        optimizer = torch.optim.AdamW(network.parameters(), lr=1e-3, weight_decay=1e-4)
+        schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 1e-3, total_steps=steps, pct_start=0.05)
+        noise = torch.Generator().manual_seed(seed)
+        self.network, self.nats = copy.deepcopy(network), 0.0
+        for step in range(1, steps + 1):
+            row = torch.randint(len(means), (batch,), generator=noise)
+            k = component[row, torch.multinomial(shares[row], 1, generator=noise)[:, 0]]
+            drawn = means[row] + (std[row] * torch.randn(batch, base.dim, generator=noise)) @ matrix
+            xi, log_det = network.to_noise(_times(self._inverse, k, drawn - base.means[k]), k)
+            loss = (0.5 * xi.square().sum(1) - log_det).mean()
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+            nn.utils.clip_grad_norm_(network.parameters(), 5.0)
+            optimizer.step()
+            schedule.step()
+            average.update_parameters(network)
+            if step % _EVERY == 0 or step == steps:
+                gain = self._log_likelihood(average.module, held_out, whose) - before
+                if gain > self.nats:
+                    self.network, self.nats = copy.deepcopy(average.module), gain
+
+    def _likeliest(self, z: Tensor, kept: int) -> tuple[Tensor, Tensor]:
+        found = [self.base._whitened(part)[1].topk(kept, 1) for part in z.split(500)]
+        return torch.cat([values for values, _ in found]), torch.cat([indices for _, indices in found])
+
+    @torch.no_grad()
+    def _log_likelihood(self, network: _Coupling, z: Tensor, whose: Tensor) -> float:
+        parts = []
+        for k in whose.T:
+            xi, log_det = network.to_noise(_times(self._inverse, k, z - self.base.means[k]), k)
+            weight = self.weights[k].clamp(min=1e-12).log()
+            parts.append(weight - 0.5 * xi.square().sum(1) + log_det - self._log_scale[k])
+        return float(torch.stack(parts, 1).logsumexp(1).mean())
+
+    @torch.no_grad()
+    def draw(self, n: int, noise: torch.Generator) -> Tensor:
+        """(n, d) draws."""
+        k = torch.multinomial(self.weights, n, True, generator=noise)
+        y = self.network.from_noise(torch.randn(n, self.base.dim, generator=noise), k)
+        return self.base.means[k] + _times(self._root, k, y)
