@@ -12,6 +12,7 @@ flow        components warped by a coupling flow that is told the component, of 
 wide        drift with temperatures ten times as large
 sinkhorn    drift whose weights are normalised over both axes to convergence; sinkhorn_wide with large temperatures
 metric      drift by distances of the decoder's first layer instead of the latents'
+features    drift among the encoder's convolutions' activations of decoded images, pulled back to the latents
 queue       drift that sees eight batches of draws on either side, for a third of the steps
 denoiser    a network that learns what the base's own denoiser lacks, and what that is in nats
 rivals      flow matching from noise and from the base, fifty passes, and MeanFlow, one pass; the run's own steps
@@ -57,6 +58,7 @@ SINKHORN_STEPS, QUEUE = 20, 8
 SHARES = (1.0, 0.9, 0.8, 0.7, 0.5, 0.3)  # h of the exemplars
 CENTRES = (4, 16)  # a component
 HELD_OUT = 3000
+_PART = 256  # images at a time
 
 
 class Bench:
@@ -239,15 +241,33 @@ def field(
     return total / len(step.settings.bandwidths)
 
 
+def pulled_back(step: Step, features: Callable[[Tensor], Tensor]) -> Tensor:
+    """drift's field among features (n, F) of a step's n particles, pulled back to them: `Jᵀ V`, in parts."""
+    with torch.no_grad():
+        targets = torch.cat([features(part) for part in step.targets.split(_PART)])
+    with torch.enable_grad():
+        parts = [part.detach().requires_grad_() for part in step.particles.split(_PART)]
+        found = [features(part) for part in parts]
+    at = torch.cat([one.detach() for one in found])
+    among = field(step._replace(particles=at), targets, at).split(_PART)
+    slopes = [torch.autograd.grad(*one)[0] for one in zip(found, parts, among, strict=True)]
+    together = torch.cat(slopes)
+    return together / together.square().mean().sqrt().clamp(min=1e-12)
+
+
 def directions(bench: Bench) -> None:
     """Registers the directions that are tried; none of them does anything across ranks."""
     model, draw = bench.model, bench.whitened(bench.train)
     first = nn.Sequential(*list(model.decoder.children())[:2])
+    convolutions = nn.Sequential(*itertools.takewhile(lambda one: not isinstance(one, nn.Flatten), model.encoder))
     past: deque[Tensor] = deque(maxlen=QUEUE - 1)  # batches before this one
     steps = itertools.count()
 
     def activations(latents: Tensor) -> Tensor:
         return first(model.whitening.unwhiten(latents)).flatten(1)
+
+    def seen(latents: Tensor) -> Tensor:
+        return convolutions(model.decode(model.whitening.unwhiten(latents))).flatten(1)
 
     def queue(step: Step) -> Tensor:
         n, noise = len(step.particles), keyed_generator(CPU, "queue", next(steps))
@@ -261,6 +281,7 @@ def directions(bench: Bench) -> None:
     for name, one in (
         ("sinkhorn", lambda step: field(step, step.targets, step.particles, balanced)),
         ("metric", lambda step: field(step, step.targets, step.particles, features=activations)),
+        ("features", lambda step: pulled_back(step, seen)),
         ("queue", queue),
     ):
         DIRECTIONS.register(Direction(name, name, one))
@@ -313,6 +334,7 @@ ROUTES: dict[str, Callable[[Bench, int], None]] = {
     "sinkhorn": lambda bench, steps: net(bench, "sinkhorn", NARROW, steps),
     "sinkhorn_wide": lambda bench, steps: net(bench, "sinkhorn", WIDE, steps),
     "metric": lambda bench, steps: net(bench, "metric", NARROW, steps),
+    "features": lambda bench, steps: net(bench, "features", NARROW, steps),
     "queue": lambda bench, steps: net(bench, "queue", NARROW, steps // 3),
     "denoiser": denoiser,
     "rivals": rivals,

@@ -8,7 +8,9 @@ import pytest
 import torch
 
 from ldcvae.densities.gaussian import GaussianMixture
+from ldcvae.directions.fields import Step
 from ldcvae.directions.two_sample import drift
+from ldcvae.training.settings import SamplerSettings
 
 
 @pytest.fixture
@@ -133,3 +135,13 @@ def test_a_flow_within_a_component_gains_what_the_gaussian_lacks(routes):
         torch.autograd.functional.jacobian(lambda x: flow.network.to_noise(x[None], k[:1])[0][0], row) for row in y
     ]
     torch.testing.assert_close(torch.stack(rows).det().abs().log(), log_det, atol=1e-4, rtol=1e-4)
+
+
+def test_a_field_among_turned_features_is_pulled_back_to_itself(routes):
+    noise = torch.Generator().manual_seed(3)
+    z, y = torch.randn(300, 4, generator=noise), torch.randn(300, 4, generator=noise) + 1
+    turn = torch.linalg.qr(torch.randn(4, 4, generator=noise))[0]
+    step = Step(z, y, [], 0.0, SamplerSettings(bandwidths=(0.3, 1.0)))
+    plain = routes.field(step, y, z)
+    turned = routes.pulled_back(step, lambda latents: latents @ turn)
+    torch.testing.assert_close(turned, plain / plain.square().mean().sqrt(), atol=1e-4, rtol=1e-4)
