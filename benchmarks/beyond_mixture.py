@@ -7,7 +7,7 @@ beside draws of validation images' posteriors: below 1, something is remembered.
 exemplars   a mixture between the base and the encodings themselves: a component's draws gather about its training
             images, with h of its spread (smoothed bootstrap, Silverman and Young 1987); 1 is the base, 0 the bound.
             The held-out log likelihood says how much of that is knowledge of the law
-centres     components split into centres with one covariance
+centres     components split into centres of a few images that share a covariance, and drift from them
 flow        components warped by a coupling flow that is told the component, of the largest held-out likelihood
 wide        drift with temperatures ten times as large
 sinkhorn    drift whose weights are normalised over both axes to convergence; sinkhorn_wide with large temperatures
@@ -32,12 +32,13 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
+from component_flow import ComponentFlow
 from for_docs import opened
 from mixture_denoiser import PASSES, MixtureDenoiser, fit_residual, flow
-from mixture_parts import ComponentFlow, SubCentres
 from torch import Tensor, nn
 
 from ldcvae import Encodings
+from ldcvae.densities.centres import Centres, split_components
 from ldcvae.densities.gaussian import GaussianMixture
 from ldcvae.directions.fields import Step
 from ldcvae.metrics.latents import nearest_distance
@@ -56,7 +57,7 @@ CPU = torch.device("cpu")
 NARROW, WIDE = (0.12, 0.3, 0.6), (1.0, 3.0, 10.0)
 SINKHORN_STEPS, QUEUE = 20, 8
 SHARES = (1.0, 0.9, 0.8, 0.7, 0.5, 0.3)  # h of the exemplars
-CENTRES = (4, 16)  # a component
+CENTRES = (16, 30, 45)  # a component
 HELD_OUT = 3000
 _PART = 256  # images at a time
 
@@ -67,8 +68,9 @@ class Bench:
     def __init__(self, folder: str):
         run = opened(Path(folder))
         self.config, self.model = run.config, load_model(run)
-        if self.model.config.base_kind != "full" or not self.model.config.base_components:
-            sys.exit(f"{folder}: the base must be a mixture with full covariances")
+        config = self.model.config
+        if config.base_kind != "full" or not config.base_components or config.base_centres > 1:
+            sys.exit(f"{folder}: the base must be a mixture with full covariances and one centre a component")
         self.train, self.validation, test = (
             encode_split(self.model, split_images(run, split)) for split in ("train", "validation", "test")
         )
@@ -183,12 +185,12 @@ def exemplars(bench: Bench, steps: int) -> None:
 
 
 def centres(bench: Bench, steps: int) -> None:
-    """Rows of mixtures of more centres and as many covariances."""
-    known = Exemplars.of(bench)
+    """Rows of bases whose components have centres, and of nets from them."""
+    variances, matrix = bench.train.log_variance.exp(), bench.model.whitening.matrix
     for count in CENTRES:
-        mixture = SubCentres(bench.means, known.labels, known.noise, count)
-        words = f"{len(mixture.means):,} centres, {mixture.log_likelihood(bench.held_out):.2f} nats"
-        bench.row(words, mixture.draw)
+        started = time.perf_counter()
+        found = split_components(bench.base, bench.means, variances, matrix, count, bench.config.seed)
+        net(bench, "drift", NARROW, steps, found, count, time.perf_counter() - started)
 
 
 def component_flow(bench: Bench, steps: int) -> None:
@@ -287,12 +289,23 @@ def directions(bench: Bench) -> None:
         DIRECTIONS.register(Direction(name, name, one))
 
 
-def net(bench: Bench, direction: str, widths: tuple[float, ...], steps: int) -> None:
-    """A row of a sampler net that follows a direction from the run's own base."""
+def net(
+    bench: Bench,
+    direction: str,
+    widths: tuple[float, ...],
+    steps: int,
+    base: Centres | None = None,
+    centres: int = 1,
+    seconds: float = 0.0,
+) -> None:
+    """A row of a net that follows a direction from the run's own base; or of another base, and of a net from that."""
     model = bench.model
     torch.manual_seed(bench.config.seed)
-    model.reset_sampler(model.config.sampler_width, model.config.sampler_depth, model.config.base_components)
-    model.set_base(bench.base.weights, bench.base.means, bench.base.covariances)
+    config = model.config
+    model.reset_sampler(config.sampler_width, config.sampler_depth, config.base_components, centres)
+    model.set_base(*(base or (bench.base.weights, bench.base.means, bench.base.covariances)))
+    if base is not None:
+        bench.row(f"base, {int((base.weights > 0).sum()):,} centres", model.draw_base, seconds)
     settings = replace(bench.config.sampler, direction=direction, bandwidths=widths, steps=steps)
     started = time.perf_counter()
     phase = SamplerPhase(model, bench.train, bench.validation, settings, World(), bench.config.seed, fitted=True)

@@ -25,6 +25,7 @@ class LDCVAEConfig:
         sampler_width: hidden units of the sampler net.
         sampler_depth: its residual layers.
         base_components: components of the sampler's base mixture; 0 for N(0, I).
+        base_centres: centres a component, which share its covariance (`ldcvae.densities.centres`).
         logits: network custom: whether the decoder gives logits; else images in [0, 1].
         base_kind: its covariances: full, low_rank or diagonal (`ldcvae.densities.covariances.base_fields`).
         base_rank: their rank beside the diagonal, of kind low_rank.
@@ -53,6 +54,7 @@ class LDCVAEConfig:
     decoder_epochs: int = 0
     adversarial: float = 0.0
     functions: bool = False
+    base_centres: int = 1
 
     @property
     def decoder_note(self) -> str:
@@ -77,5 +79,12 @@ class LDCVAEConfig:
             raise ValueError(f"unknown upsample {self.upsample!r}: choose {', '.join(UPSAMPLES)}")
         if self.base_kind not in KINDS:
             raise ValueError(f"unknown base_kind {self.base_kind!r}: choose {', '.join(KINDS)}")
+        if self.base_centres < 1 or (
+            self.base_centres > 1 and (self.base_kind != "full" or self.base_components < 1)
+        ):
+            raise ValueError(
+                f"base_centres is {self.base_centres}: it is 1, or more where the base has components with full "
+                f"covariances; here it has {self.base_components}, {self.base_kind}"
+            )
         if (self.base_rank > 0) != (self.base_kind == "low_rank"):
             raise ValueError(f"base_rank is {self.base_rank}: it is at least 1 for base_kind low_rank, else 0")

@@ -91,9 +91,10 @@ class LDCVAE(
 
     def _build_sampler(self) -> None:
         d, k = self.config.latent_dim, self.config.base_components
+        places = k * self.config.base_centres
         self.sampler = SamplerNet(d, self.config.sampler_width, self.config.sampler_depth)
-        self.register_buffer("base_weights", torch.full((k,), 1.0 / max(k, 1)))
-        self.register_buffer("base_means", torch.zeros(k, d))
+        self.register_buffer("base_weights", torch.full((places,), 1.0 / max(places, 1)))
+        self.register_buffer("base_means", torch.zeros(places, d))
         full = self.config.base_kind == "full"
         # Of one draw: scales · ξ of (k, d, d); or of (k, d, r), then plus noise (k, d) · ξ'.
         scales = torch.eye(d).repeat(k, 1, 1) if full else torch.zeros(k, d, self.config.base_rank)
@@ -142,23 +143,26 @@ class LDCVAE(
         """Other values in the configuration that `save_pretrained` writes; weights stay as they are."""
         self.config = self._hub_mixin_config = replace(self.config, **changes)
 
-    def reset_sampler(self, width: int, depth: int, base_components: int) -> None:
+    def reset_sampler(self, width: int, depth: int, base_components: int, base_centres: int = 1) -> None:
         """An untrained sampler net of another size, with a base mixture of so many components (0: N(0, I)).
 
         Their covariances are of the kind that suits d and their number.
+
+        Raises:
+            ValueError: for more than one centre a component where covariances are not full.
         """
         where = self.device
-        base = base_fields(self.config.latent_dim, base_components)
+        base = base_fields(self.config.latent_dim, base_components, base_centres)
         self.update_config(sampler_width=width, sampler_depth=depth, **base)
         self._build_sampler()
         self.to(where)
 
-    def with_new_sampler(self, width: int, depth: int, base_components: int) -> "LDCVAE":
+    def with_new_sampler(self, width: int, depth: int, base_components: int, base_centres: int = 1) -> "LDCVAE":
         """A model that shares encoder and decoder with this one and has an untrained sampler net of its own."""
         model = copy.copy(self)
         model._buffers = {name: None if value is None else value.clone() for name, value in self._buffers.items()}
         model._modules = dict(self._modules)
-        model.reset_sampler(width, depth, base_components)
+        model.reset_sampler(width, depth, base_components, base_centres)
         return model
 
     @property
@@ -181,8 +185,8 @@ class LDCVAE(
         """Fix the base mixture, in whitened coordinates.
 
         Args:
-            weights: (k,).
-            means: (k, d).
+            weights: (k · m,), of m centres a component, one after the other.
+            means: (k · m, d).
             spread: (k, d, d) covariances where the config's `base_kind` is full, else (k, d, r) factors.
             variances: (k, d) variances beside the factors, of the other kinds.
         """
@@ -251,7 +255,9 @@ class LDCVAE(
         component = torch.multinomial(self.base_weights.to(where), n, replacement=True, generator=generator)
         component = component.to(self.device)
         if self.base_noise is None:
-            return self.base_means[component] + scaled_noise(noise, self.base_scales, component)
+            return self.base_means[component] + scaled_noise(
+                noise, self.base_scales, component // self.config.base_centres
+            )
         draws = self.base_means[component] + self.base_noise[component] * noise
         common = _normal((n, self.config.base_rank), generator, self.device)
         return draws + scaled_noise(common, self.base_scales, component)

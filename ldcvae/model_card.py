@@ -70,6 +70,7 @@ def card_body(
             rows.append(f"| {name} | {row['fd']:.4g} | {' | '.join(cells)} |")
         table = "\n".join([f"{judged}\n" if judged else "", *rows]).strip()
     components = config.base_components
+    places = f" of up to {config.base_centres} centres each" if config.base_centres > 1 else ""
     channels, height, width = config.image_shape
     return _TEXT.format(
         size=f"{height}x{width} pixels, {channels} channel{'s' * (channels > 1)}",
@@ -84,6 +85,6 @@ def card_body(
         decoder=(config.decoder_note or "decoder as phase 1 left it").capitalize(),
         sampler_depth=config.sampler_depth,
         sampler_width=config.sampler_width,
-        base=f"a mixture of {components} Gaussians" if components else "N(0, I)",
+        base=f"a mixture of {components} Gaussians{places}" if components else "N(0, I)",
         figures=table,
     )

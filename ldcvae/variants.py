@@ -233,12 +233,11 @@ class Generator:
 _FITS = "ldcvae.rivals.fits"
 _SIZE = ("sampler.steps", "sampler.particles", "sampler.width", "sampler.depth")
 _RATES: dict[str, Any] = {"knob": "learning rate", "candidates": (5e-4, 1e-3, 2e-3), "reads": _SIZE}
-_ONE_PASS: dict[str, Any] = _RATES | {"passes": lambda budget, dim: 1}
+_ONE_PASS = _RATES | {"passes": lambda budget, dim: 1}
 
 
 def _flow(*reads: str) -> dict[str, Any]:
-    passes = {"passes": lambda budget, dim: budget.euler_steps}
-    return _RATES | passes | {"reads": (*reads, "compare.euler_steps")}
+    return _RATES | {"passes": lambda budget, dim: budget.euler_steps, "reads": (*reads, "compare.euler_steps")}
 
 
 _CHAIN: dict[str, Any] = {
@@ -258,7 +257,8 @@ def sampler_net(direction: Direction) -> Generator:
         >>> sampler_net(DIRECTIONS["drift"]).label
         'sampler net, drift'
     """
-    keys = "bandwidth_unit kernel self_term smooth floor posterior_noise base base_components learning_rate ema"
+    keys = "bandwidth_unit kernel self_term smooth floor posterior_noise learning_rate ema"
+    keys += " base base_components base_centres"
     return Generator(
         direction.name,
         f"sampler net, {direction.label}",

@@ -82,40 +82,13 @@ def test_exemplars_keep_mean_and_covariance_and_know_their_likelihood(routes):
     assert made.log_likelihood(1.0, z) == pytest.approx(-float(at_one.energy(z).mean()), abs=1e-3)
 
 
-def two_halves(rows=4000):
-    """Points of one component that are two clumps, and what the posteriors add."""
-    noise = torch.Generator().manual_seed(0)
-    side = (torch.rand(rows, generator=noise) < 0.5).float() * 4 - 2
-    return torch.stack([side, torch.zeros(rows)], 1), torch.full((rows, 2), 0.3)
-
-
 def drawn_of(means, std, count=4000):
     noise = torch.Generator().manual_seed(9)
     return means[:count] + std[:count] * torch.randn(count, means.shape[1], generator=noise)
 
 
-def true_log_likelihood(z):
-    clumps = GaussianMixture(
-        torch.ones(2), torch.tensor([[-2.0, 0.0], [2.0, 0.0]]), 0.09 * torch.eye(2).repeat(2, 1, 1)
-    )
-    return -float(clumps.energy(z).mean())
-
-
-def test_sub_centres_find_the_clumps_within_a_component(routes):
-    from mixture_parts import SubCentres
-
-    means, std = two_halves()
-    z = drawn_of(means, std)
-    noise = torch.diag(std[0].square())[None]
-    one, two = (SubCentres(means, torch.zeros(len(means)).long(), noise, count) for count in (1, 2))
-    assert two.log_likelihood(z) == pytest.approx(true_log_likelihood(z), abs=0.01)
-    assert one.log_likelihood(z) < true_log_likelihood(z) - 0.5
-    drawn = two.draw(4000, torch.Generator().manual_seed(1))
-    torch.testing.assert_close(torch.cov(drawn.T), torch.cov(z.T), atol=0.15, rtol=0.0)
-
-
 def test_a_flow_within_a_component_gains_what_the_gaussian_lacks(routes):
-    from mixture_parts import ComponentFlow
+    from component_flow import ComponentFlow
 
     x = torch.randn(4000, 1, generator=torch.Generator().manual_seed(0))
     means, std = torch.cat([x, x.square() - 1], 1), torch.tensor([[1e-3, 0.3]]).expand(4000, 2)  # a crescent

@@ -7,9 +7,10 @@ from ldcvae.densities.gaussian import GaussianMixture
 from ldcvae.densities.low_rank import LowRankMixture, fit_gaussians
 from ldcvae.encodings import Encodings, Whitening
 
-__all__ = ["fit_aggregate"]
+__all__ = ["MOST_ROWS", "fit_aggregate"]
 
-_ROWS = 100_000  # images that a fit looks at, or 500 a component; a step of EM takes as long as there are rows
+MOST_ROWS = 100_000
+"""Images that a fit looks at, or 500 a component: a step of EM takes as long as there are rows."""
 
 
 def fit_aggregate(
@@ -58,7 +59,7 @@ def fit_aggregate(
     if kind != "full":
         draws = encodings.draw(draws_to_fit(dim, components), generator, noise)
         return fit_gaussians(whitening.whiten(draws), components, seed, kind=kind, rank=rank)
-    if n > (limit := max(_ROWS, 500 * components)):
+    if n > (limit := max(MOST_ROWS, 500 * components)):
         rows = torch.randperm(n, generator=generator, device=encodings.mean.device)[:limit]
         encodings = Encodings(encodings.mean[rows], encodings.log_variance[rows])
     scale = encodings.covariance().diagonal().clamp(min=torch.finfo(encodings.mean.dtype).tiny).sqrt()

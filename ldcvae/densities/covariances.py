@@ -72,15 +72,16 @@ def draws_to_fit(dim: int, components: int) -> int:
     return max(min(max(10_000, 500 * components), DRAWN_NUMBERS // dim), 20 * components)
 
 
-def base_fields(dim: int, components: int) -> dict[str, Any]:
+def base_fields(dim: int, components: int, centres: int = 1) -> dict[str, Any]:
     """The fields of an `LDCVAEConfig` that say what the sampler's base of so many components (0: N(0, I)) is.
 
     Example:
         >>> base_fields(1024, 10)
-        {'base_components': 10, 'base_kind': 'low_rank', 'base_rank': 32}
+        {'base_components': 10, 'base_kind': 'low_rank', 'base_rank': 32, 'base_centres': 1}
     """
     chosen = choose_covariances(dim, components) if components else Covariances("full", 0)
-    return {"base_components": components, "base_kind": chosen.kind, "base_rank": chosen.rank}
+    fields = {"base_components": components, "base_kind": chosen.kind, "base_rank": chosen.rank}
+    return fields | {"base_centres": centres if components else 1}
 
 
 def base_note(dim: int, components: int, kind: str, rank: int) -> str:

@@ -189,6 +189,10 @@ class SamplerSettings(_Settings):
     posterior_noise: Annotated[Fraction, Doc("share of the posterior's standard deviation in the targets")] = 1.0
     base: Annotated[Literal["normal", "gmm"], Doc("what the net transforms: N(0, I) or a fitted mixture")] = "gmm"
     base_components: Annotated[Count, Doc("components of base gmm")] = 10
+    base_centres: Annotated[
+        Count,
+        Doc("centres a component, which share its covariance; each has at least four images. Full covariances only"),
+    ] = 1
     width: Annotated[Count, Doc("hidden units of the residual MLP")] = 256
     depth: Annotated[Count, Doc("residual blocks")] = 3
     steps: Annotated[Count, Doc("updates")] = 2000

@@ -161,7 +161,9 @@ def decoder_cell(config: Config, parent: Cell) -> Cell:
         "parent": parent.key,
     }
     if config.decoder.fits_base:
-        content["reads"] = read_keys(config, ("sampler.base", "sampler.base_components", "sampler.posterior_noise"))
+        content["reads"] = read_keys(
+            config, ("sampler.base", "sampler.base_components", "sampler.base_centres", "sampler.posterior_noise")
+        )
     if (weights := perceptual_content(config)) is not None:
         content["perceptual_weights"] = sha256(weights)
     return Cell(_key(DECODER_FORMAT, content), parent.job | {"parent": parent.key, "decoder": True})

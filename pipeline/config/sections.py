@@ -147,6 +147,8 @@ class DecoderConfig(Section, DecoderSettings):
 class SamplerConfig(Section, SamplerSettings):
     """Phase 2: the net that draws latents in one forward pass."""
 
+    later = frozenset({"base_centres"})
+
 
 class SampleConfig(Section):
     """Generated images."""

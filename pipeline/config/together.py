@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 from fsspec import available_protocols
 
+from ldcvae.densities.covariances import choose_covariances
 from pipeline.config.sections import Config
 from pipeline.config.variants import SOURCES
 
@@ -106,9 +107,21 @@ def equal_parts(config: Config) -> Iterator[str]:
             )
 
 
+def _centres(config: Config) -> Iterator[str]:
+    sampler, dim = config.sampler, config.model.latent_dim
+    if sampler.base == "gmm" and sampler.base_centres > 1:
+        kind = choose_covariances(dim, sampler.base_components).kind
+        if kind != "full":
+            yield (
+                f"sampler.base_centres: {sampler.base_centres} need full covariances, and "
+                f"{sampler.base_components:,} components at d = {dim:,} have {kind.replace('_', '-')} ones; must be 1"
+            )
+
+
 CHECKS = (
     Check(("storage",), _storage),
     Check(("data",), _data),
     Check(("train", "decoder", "sampler"), equal_parts),
+    Check(("model", "sampler"), _centres),
 )
 """What is checked of every configuration that a user gives."""

@@ -1,8 +1,8 @@
 """What could be within a mixture's components that Gaussians do not know; for `beyond_mixture.py`.
 
-`SubCentres` splits a component into centres with one covariance. `ComponentFlow` warps the components by an affine
+`ComponentFlow` warps the components by an affine
 coupling flow (Dinh et al. 2017, arXiv 1605.08803) that is told the component, trained by maximum likelihood on draws
-of the posteriors and stopped where held-out latents liked it best. Both draw in one pass.
+of the posteriors and stopped where held-out latents liked it best. It draws in one pass.
 """
 
 import copy
@@ -10,78 +10,15 @@ import copy
 import torch
 from torch import Tensor, nn
 
-from ldcvae.densities.em import start
 from ldcvae.densities.gaussian import LOG_2PI, GaussianMixture
 from ldcvae.training.phase import running_average
 from ldcvae.training.world import seeded_weights
 
-__all__ = ["ComponentFlow", "SubCentres"]
+__all__ = ["ComponentFlow"]
 
-_STEPS = 15  # of EM within a component
-_LEAST = 6  # rows a centre
 _SHARES = 8  # components that a latent may be of
 _LAYERS, _WIDTH, _EMBEDDING = 8, 256, 32
 _DECAY, _EVERY = 0.995, 250
-
-
-class SubCentres:
-    """A mixture whose components are mixtures of centres with one covariance each, by EM within every component.
-
-    Args:
-        rows: (n, d) means of posteriors.
-        labels: (n,) component of each.
-        noise: (K, d, d) mean covariance of each component's posteriors.
-        count: centres a component, fewer where it has not six rows for each.
-
-    Example:
-        >>> rows = torch.cat([torch.full((20, 1), -1.0), torch.full((20, 1), 1.0)])
-        >>> mixture = SubCentres(rows, torch.zeros(40).long(), torch.full((1, 1, 1), 0.01), 2)
-        >>> sorted(mixture.means[:, 0].tolist()), round(float(mixture.factors[0]), 2)
-        ([-1.0, 1.0], 0.1)
-    """
-
-    def __init__(self, rows: Tensor, labels: Tensor, noise: Tensor, count: int):
-        d = rows.shape[1]
-        means, weights, factors, parents = [], [], [], []
-        for k, own in enumerate(noise.double() + 1e-6 * torch.eye(d)):
-            x = rows[labels == k].double()
-            if not len(x):
-                continue
-            total = torch.linalg.cholesky(torch.cov(x.T, correction=0).reshape(d, d) + own)
-            centres = max(1, min(count, len(x) // _LEAST))
-            white = torch.linalg.solve_triangular(total, x.T, upper=False).T
-            shares = nn.functional.one_hot(start(white, centres, 0), centres).double()
-            for _ in range(_STEPS):
-                size = shares.sum(0) + 1e-9
-                mean = shares.T @ x / size[:, None]
-                within = (x.T @ x - mean.T @ (size[:, None] * mean)) / len(x)
-                factor = torch.linalg.cholesky(within + own)
-                at, centre = (torch.linalg.solve_triangular(factor, z.T, upper=False).T for z in (x, mean))
-                shares = (size.log() - 0.5 * torch.cdist(at, centre).square()).softmax(1)
-            means.append(mean)
-            weights.append(size / len(rows))
-            factors.append(factor)
-            parents.append(torch.full((centres,), len(factors) - 1))
-        self.means, self.weights = torch.cat(means).float(), torch.cat(weights).float()
-        self.factors, self.parents = torch.stack(factors).float(), torch.cat(parents)
-
-    def log_likelihood(self, z: Tensor) -> float:
-        """Mean log density of latents (n, d), in nats."""
-        parts = []
-        for k, factor in enumerate(self.factors):
-            own = self.parents == k
-            at, centre = (torch.linalg.solve_triangular(factor, x.T, upper=False).T for x in (z, self.means[own]))
-            squares = torch.cdist(at, centre, compute_mode="donot_use_mm_for_euclid_dist").square()
-            scale = factor.diagonal().log().sum() + 0.5 * z.shape[1] * LOG_2PI
-            parts.append(torch.logsumexp(self.weights[own].log() - 0.5 * squares, 1) - scale)
-        return float(torch.logsumexp(torch.stack(parts, 1), 1).mean())
-
-    def draw(self, n: int, noise: torch.Generator) -> Tensor:
-        """(n, d) draws."""
-        centre = torch.multinomial(self.weights, n, True, generator=noise)
-        return self.means[centre] + _times(
-            self.factors, self.parents[centre], torch.randn(n, self.means.shape[1], generator=noise)
-        )
 
 
 def _times(matrices: Tensor, which: Tensor, rows: Tensor) -> Tensor:

@@ -1,0 +1,112 @@
+"""Centres within a mixture's components: found, drawn from, kept, refused where they cannot be."""
+
+import pytest
+import torch
+
+from ldcvae import LDCVAE, AutoencoderSettings, Encodings, LDCVAEConfig, SamplerSettings, fit
+from ldcvae.densities.centres import LEAST_ROWS, split_components
+from ldcvae.densities.gaussian import GaussianMixture
+from ldcvae.training.base import fit_base
+from pipeline.config.errors import ConfigError
+from pipeline.config.load import load_config
+
+CLUMPS = torch.tensor([[-5.0, -1.0], [-5.0, 1.0], [5.0, -1.0], [5.0, 1.0]])  # two components of two clumps each
+STD = 0.2
+
+
+def clumped(rows=4000):
+    noise = torch.Generator().manual_seed(0)
+    return CLUMPS[torch.randint(4, (rows,), generator=noise)], torch.full((rows, 2), 2 * torch.log(torch.tensor(STD)))
+
+
+def pair():
+    spread = torch.diag(torch.tensor([STD**2, 1 + STD**2]))
+    return GaussianMixture(torch.ones(2), torch.tensor([[-5.0, 0.0], [5.0, 0.0]]), spread.repeat(2, 1, 1))
+
+
+def density(found):
+    """The mixture that centres amount to."""
+    kept, of_each = found.weights > 0, len(found.weights) // len(found.covariances)
+    covariances = found.covariances.repeat_interleave(of_each, 0)
+    return GaussianMixture(found.weights[kept], found.means[kept], covariances[kept])
+
+
+def test_clumps_within_components_are_found():
+    means, log_variance = clumped()
+    found = split_components(pair(), means, log_variance.exp(), torch.eye(2), 2)
+    order = found.means[:, 0].mul(10).add(found.means[:, 1]).argsort()
+    torch.testing.assert_close(found.means[order], CLUMPS, atol=1e-4, rtol=0.0)
+    torch.testing.assert_close(found.weights, torch.full((4,), 0.25), atol=0.02, rtol=0.0)
+    torch.testing.assert_close(found.covariances, (STD**2 * torch.eye(2)).repeat(2, 1, 1), atol=1e-4, rtol=0.0)
+    true = GaussianMixture(torch.ones(4), CLUMPS, (STD**2 * torch.eye(2)).repeat(4, 1, 1))
+    z = true.sample(2000, torch.Generator().manual_seed(1))
+    assert float(density(found).energy(z).mean()) == pytest.approx(float(true.energy(z).mean()), abs=0.01)
+
+
+def test_posteriors_are_turned_as_the_coordinates_are():
+    means, log_variance = clumped()
+    log_variance = log_variance + torch.tensor([0.0, 1.0])
+    matrix = torch.tensor([[0.8, 0.3], [0.3, 0.5]])
+    wide = pair().covariances + torch.diag(torch.tensor([0.0, STD**2 * 1.8]))
+    turned = GaussianMixture(torch.ones(2), pair().means @ matrix, matrix.T @ wide @ matrix)
+    found = split_components(turned, means @ matrix, log_variance.exp(), matrix, 2)
+    expected = matrix.T @ torch.diag(log_variance[0].exp()) @ matrix
+    torch.testing.assert_close(found.covariances[0], expected, atol=1e-4, rtol=1e-3)
+
+
+def test_one_centre_keeps_mean_and_covariance_of_what_is_its_own():
+    means, log_variance = clumped()
+    found = split_components(pair(), means, log_variance.exp(), torch.eye(2), 1)
+    torch.testing.assert_close(density(found).mean, means.mean(0), atol=1e-3, rtol=0.0)
+    torch.testing.assert_close(found.covariances[0], pair().covariances[0], atol=1e-2, rtol=0.0)
+
+
+@pytest.mark.parametrize("rows", [0, 1, 7, 8, 9])
+def test_a_component_of_few_images_has_few_centres(rows):
+    noise = torch.Generator().manual_seed(0)
+    far = torch.tensor([[5.0, 0.0]]) + 0.1 * torch.randn(rows, 2, generator=noise)
+    means = torch.cat([torch.tensor([[-5.0, 0.0]]) + torch.randn(40, 2, generator=noise), far])
+    found = split_components(pair(), means, torch.full_like(means, 0.01), torch.eye(2), 5)
+    used = (found.weights.view(2, 5) > 0).sum(1)
+    assert used[0] == 5
+    assert used[1] == (0 if rows == 0 else max(1, rows // LEAST_ROWS))
+    assert float(found.weights.sum()) == pytest.approx(1.0)
+    assert found.means.isfinite().all()
+    assert torch.linalg.cholesky(found.covariances).isfinite().all()
+
+
+@pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")  # three centres of two clumps
+def test_a_model_draws_from_centres_as_they_are_fitted_and_keeps_them(tmp_path):
+    means, log_variance = clumped()
+    model = LDCVAE(LDCVAEConfig((1, 8, 8), latent_dim=2, base_components=2, base_centres=3))
+    encodings = Encodings(means, log_variance)
+    fit_base(model, encodings, SamplerSettings(base_components=2, base_centres=3), seed=0)
+    noise = torch.Generator().manual_seed(0)
+    drawn = model.whitening.unwhiten(model.draw_base(20_000, noise))
+    torch.testing.assert_close(drawn.mean(0), means.mean(0), atol=0.1, rtol=0.0)
+    torch.testing.assert_close(torch.cov(drawn.T), encodings.covariance(), atol=0.2, rtol=0.0)
+    nearest = torch.cdist(drawn, CLUMPS).amin(1)  # of N(0, STD² I) in two dimensions: STD √(π/2)
+    assert float(nearest.mean()) == pytest.approx(STD * 1.2533, rel=0.05)
+    model.save_pretrained(tmp_path)
+    again = LDCVAE.from_pretrained(tmp_path)
+    assert "of up to 3 centres each" in (tmp_path / "README.md").read_text()
+    generators = [torch.Generator().manual_seed(5) for _ in range(2)]
+    assert torch.equal(model.sample_latents(9, generators[0]), again.sample_latents(9, generators[1]))
+
+
+def test_fit_takes_centres():
+    images = torch.rand(60, 1, 4, 4, generator=torch.Generator().manual_seed(0))
+    sampler = SamplerSettings(steps=3, particles=32, width=8, depth=1, base_components=2, base_centres=4)
+    model = fit(images, autoencoder=AutoencoderSettings(epochs=1), sampler=sampler, progress=False)
+    assert model.config.base_centres == 4
+    assert model.base_means.shape == (8, 8)
+    assert model.sample(3).isfinite().all()
+
+
+def test_centres_need_full_covariances():
+    with pytest.raises(ConfigError, match=r"sampler\.base_centres: 4 need full covariances, and 10 .* d = 1,024"):
+        load_config(overrides=["model.latent_dim=1024", "sampler.base_centres=4"])
+    load_config(overrides=["model.latent_dim=1024", "sampler.base_centres=4", "sampler.base=normal"])
+    for wrong in ({"base_components": 2, "base_kind": "diagonal"}, {"base_components": 0}):
+        with pytest.raises(ValueError, match="base_centres is 2: it is 1, or more where"):
+            LDCVAEConfig((1, 8, 8), base_centres=2, **wrong)
