@@ -190,7 +190,12 @@ def centres(bench: Bench, steps: int) -> None:
     for count in CENTRES:
         started = time.perf_counter()
         found = split_components(bench.base, bench.means, variances, matrix, count, bench.config.seed)
-        net(bench, "drift", NARROW, steps, found, count, time.perf_counter() - started)
+        took = time.perf_counter() - started
+        kept = found.weights > 0
+        wide = found.covariances.repeat_interleave(count, 0)[kept]
+        every = GaussianMixture(found.weights[kept], found.means[kept], wide)
+        print(f"| {count} centres: {-float(every.energy(bench.held_out).mean()):.2f} nats held out | | | | | | |")
+        net(bench, "drift", NARROW, steps, found, count, took)
 
 
 def component_flow(bench: Bench, steps: int) -> None:

@@ -83,15 +83,20 @@ def _with_one_covariance(x: Tensor, noise: Tensor, count: int, seed: int) -> tup
     whole = torch.linalg.cholesky(torch.cov(x.T, correction=0).reshape(noise.shape) + noise)
     labels = start(_solved(whole, x), count, seed, _KMEANS_STEPS)
     shares = torch.nn.functional.one_hot(labels, count).to(x)
-    for step in range(_EM_STEPS):
+    step = 0
+    while True:
+        step += 1
         sizes = shares.sum(0) + 1e-9
         centres = (shares.T @ x) / sizes[:, None]
         covariance = (scatter - centres.T @ (sizes[:, None] * centres)) / len(x) + noise
-        if step < _EM_STEPS - 1:
-            factor = torch.linalg.cholesky(covariance)
-            squares = torch.cdist(_solved(factor, x), _solved(factor, centres)).square()
-            shares = (sizes.log() - 0.5 * squares).softmax(1)
-    return centres, sizes, 0.5 * (covariance + covariance.T)
+        # Few at first, so that rows of a centre that goes make its neighbours large enough.
+        least = LEAST_ROWS * min(1.0, step / _EM_STEPS)
+        kept = (sizes >= least) | (sizes == sizes.max())
+        if step >= _EM_STEPS and bool(kept.all()):
+            return centres, sizes, 0.5 * (covariance + covariance.T)
+        factor = torch.linalg.cholesky(covariance)
+        squares = torch.cdist(_solved(factor, x), _solved(factor, centres[kept])).square()
+        shares = (sizes[kept].log() - 0.5 * squares).softmax(1)
 
 
 def _solved(factor: Tensor, rows: Tensor) -> Tensor:
