@@ -75,7 +75,6 @@ def test_a_component_of_few_images_has_few_centres(rows):
     assert torch.linalg.cholesky(found.covariances).isfinite().all()
 
 
-@pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")  # three centres of two clumps
 def test_no_centre_is_of_fewer_than_four_images():
     means = torch.randn(400, 3, generator=torch.Generator().manual_seed(0))
     means[:5] *= 20  # each of which k-means makes a centre of its own
@@ -88,6 +87,7 @@ def test_no_centre_is_of_fewer_than_four_images():
     torch.testing.assert_close(density(found).mean, means.mean(0), atol=1e-3, rtol=1e-3)
 
 
+@pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")  # three centres of two clumps
 def test_a_model_draws_from_centres_as_they_are_fitted_and_keeps_them(tmp_path):
     means, log_variance = clumped()
     model = LDCVAE(LDCVAEConfig((1, 8, 8), latent_dim=2, base_components=2, base_centres=3))
