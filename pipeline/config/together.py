@@ -10,7 +10,6 @@ from typing import NamedTuple
 
 from fsspec import available_protocols
 
-from ldcvae.densities.covariances import choose_covariances
 from pipeline.config.sections import Config
 from pipeline.config.variants import SOURCES
 
@@ -110,6 +109,8 @@ def equal_parts(config: Config) -> Iterator[str]:
 def _centres(config: Config) -> Iterator[str]:
     sampler, dim = config.sampler, config.model.latent_dim
     if sampler.base == "gmm" and sampler.base_centres > 1:
+        from ldcvae.densities.covariances import choose_covariances  # which loads torch
+
         kind = choose_covariances(dim, sampler.base_components).kind
         if kind != "full":
             yield (

@@ -57,6 +57,7 @@ SAMPLER = {
     "posterior_noise": FRACTION,
     "base": one_of("normal", "gmm"),
     "base_components": COUNT,
+    "base_centres": COUNT,
     "width": COUNT,
     "depth": COUNT,
     "steps": COUNT,
