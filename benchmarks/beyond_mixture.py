@@ -134,7 +134,7 @@ class Exemplars:
     @classmethod
     def of(cls, bench: Bench) -> "Exemplars":
         """Every training image with the base's component that is likeliest for its mean."""
-        labels = torch.cat([bench.base._whitened(part)[1].argmax(1) for part in bench.means.split(1000)])
+        labels = bench.base.likeliest(bench.means)[1][:, 0]
         variance, matrix = bench.train.log_variance.exp(), bench.model.whitening.matrix
         diagonals = [variance[labels == i].mean(0) for i in range(len(bench.base.means))]
         # Without a member there is no mean, and no draw either.
@@ -177,7 +177,7 @@ class Exemplars:
 def exemplars(bench: Bench, steps: int) -> None:
     """Rows of every h."""
     mixture = Exemplars.of(bench)
-    own = -float(torch.cat([bench.base.energy(part) for part in bench.held_out.split(1000)]).mean())
+    own = -float(bench.base.energy(bench.held_out).mean())
     print(f"| held-out log likelihood of the base: {own:.2f} nats | | | | | | |")
     for h in SHARES:
         words = f"exemplars, h = {h:g}, {mixture.log_likelihood(h, bench.held_out):.2f} nats"

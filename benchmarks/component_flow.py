@@ -1,8 +1,8 @@
 """What could be within a mixture's components that Gaussians do not know; for `beyond_mixture.py`.
 
-`ComponentFlow` warps the components by an affine
-coupling flow (Dinh et al. 2017, arXiv 1605.08803) that is told the component, trained by maximum likelihood on draws
-of the posteriors and stopped where held-out latents liked it best. It draws in one pass.
+`ComponentFlow` warps the components by an affine coupling flow (Dinh et al. 2017, arXiv 1605.08803) that is told the
+component, trained by maximum likelihood on draws of the posteriors and stopped where held-out latents liked it best.
+It draws in one pass.
 """
 
 import copy
@@ -98,11 +98,11 @@ class ComponentFlow:
         self._inverse = ((vectors * values.rsqrt()[:, None]) @ vectors.mT).float()
         self._log_scale = (0.5 * values.log().sum(1)).float() + 0.5 * base.dim * LOG_2PI
         kept = min(_SHARES, len(base.means))
-        log_joint, component = self._likeliest(means, kept)
+        log_joint, component = base.likeliest(means, kept)
         shares = log_joint.softmax(1)
         self.weights = torch.zeros(len(base.means)).index_add_(0, component.flatten(), shares.flatten())
         self.weights /= self.weights.sum()
-        known, whose = self._likeliest(held_out, kept)
+        known, whose = base.likeliest(held_out, kept)
         before = float(known.logsumexp(1).mean())
         with seeded_weights(seed):
             network = _Coupling(len(base.means), base.dim)
@@ -127,10 +127,6 @@ class ComponentFlow:
                 gain = self._log_likelihood(average.module, held_out, whose) - before
                 if gain > self.nats:
                     self.network, self.nats = copy.deepcopy(average.module), gain
-
-    def _likeliest(self, z: Tensor, kept: int) -> tuple[Tensor, Tensor]:
-        found = [self.base._whitened(part)[1].topk(kept, 1) for part in z.split(500)]
-        return torch.cat([values for values, _ in found]), torch.cat([indices for _, indices in found])
 
     @torch.no_grad()
     def _log_likelihood(self, network: _Coupling, z: Tensor, whose: Tensor) -> float:

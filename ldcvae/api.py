@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ldcvae.checks import base_of, check_phases, split_given
+from ldcvae.checks import check_phases, split_given
 from ldcvae.densities.covariances import base_fields
 from ldcvae.external import Decode, Encode, check_callables, check_scale
 from ldcvae.losses import as_float
@@ -95,7 +95,7 @@ def fit(
         if model is None:
             model = LDCVAE(_config(train, phase_1, phase_2, latent_dim))
         else:
-            model.reset_sampler(phase_2.width, phase_2.depth, *base_of(phase_2))
+            model.reset_sampler(phase_2.width, phase_2.depth, *phase_2.base_shape)
             model.update_config(inverse_temperature=phase_1.inverse_temperature, decoder_epochs=0, adversarial=0.0)
     model = model.to(where).train()
     world = World(device=where)
@@ -179,7 +179,7 @@ def fit_sampler(
         dim = check_callables(*autoencoder, as_float(train[:2]).to(where))
         model = LDCVAE(LDCVAEConfig(_shape(train), dim, "custom", functions=True), *autoencoder).to(where)
     with seeded_weights(seed):
-        model.reset_sampler(settings.width, settings.depth, *base_of(settings))
+        model.reset_sampler(settings.width, settings.depth, *settings.base_shape)
     with _shown(progress) as show:
         return _sampler(model.to(where), train, held_out, settings, seed, True, show, callback)
 
@@ -238,7 +238,7 @@ def _config(
         inverse_temperature=autoencoder.inverse_temperature,
         sampler_width=sampler.width,
         sampler_depth=sampler.depth,
-        **base_fields(dim, *base_of(sampler)),
+        **base_fields(dim, *sampler.base_shape),
     )
 
 

@@ -8,15 +8,10 @@ from ldcvae.model import LDCVAE
 from ldcvae.training.settings import DecoderSettings, SamplerSettings
 from ldcvae.training.world import keyed_generator
 
-__all__ = ["base_of", "check_phases", "split_given"]
+__all__ = ["check_phases", "split_given"]
 
 _HELD_OUT = 10  # one image in so many validates, where no validation images are given
 _MOST_HELD_OUT = 5000
-
-
-def base_of(settings: SamplerSettings) -> tuple[int, int]:
-    """Components of the sampler's base, 0 for N(0, I), and centres of each."""
-    return (settings.base_components, settings.base_centres) if settings.base == "gmm" else (0, 1)
 
 
 def check_phases(train: Tensor, decoder: DecoderSettings | None, sampler: SamplerSettings) -> None:
@@ -25,7 +20,7 @@ def check_phases(train: Tensor, decoder: DecoderSettings | None, sampler: Sample
     Raises:
         ValueError: naming the setting, what it needs and what there is.
     """
-    if base_of(sampler)[0] > len(train):
+    if sampler.base_shape[0] > len(train):
         raise ValueError(
             f"the sampler's base of {sampler.base_components} components needs as many training images, got "
             f"{len(train):,}; give more, or sampler=SamplerSettings(base_components=1)"

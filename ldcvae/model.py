@@ -247,11 +247,9 @@ class LDCVAE(
     def draw_base(self, n: int, generator: torch.Generator | None = None) -> Tensor:
         """(n, d) draws of the sampler's base in whitened coordinates: N(0, I) or the fitted mixture."""
         noise = _normal((n, self.config.latent_dim), generator, self.device)
-        if self.config.base_components == 0:
+        if self.config.base_components == 0 or n == 0:  # multinomial draws no fewer than one
             return noise
         where = generator.device if generator is not None else self.device
-        if n == 0:  # which multinomial refuses
-            return noise
         component = torch.multinomial(self.base_weights.to(where), n, replacement=True, generator=generator)
         component = component.to(self.device)
         if self.base_noise is None:

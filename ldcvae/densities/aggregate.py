@@ -7,10 +7,9 @@ from ldcvae.densities.gaussian import GaussianMixture
 from ldcvae.densities.low_rank import LowRankMixture, fit_gaussians
 from ldcvae.encodings import Encodings, Whitening
 
-__all__ = ["MOST_ROWS", "fit_aggregate"]
+__all__ = ["fit_aggregate", "fitted_part"]
 
-MOST_ROWS = 100_000
-"""Images that a fit looks at, or 500 a component: a step of EM takes as long as there are rows."""
+_ROWS = 100_000  # images that a fit looks at, or 500 a component; a step of EM takes as long as there are rows
 
 
 def fit_aggregate(
@@ -59,9 +58,7 @@ def fit_aggregate(
     if kind != "full":
         draws = encodings.draw(draws_to_fit(dim, components), generator, noise)
         return fit_gaussians(whitening.whiten(draws), components, seed, kind=kind, rank=rank)
-    if n > (limit := max(MOST_ROWS, 500 * components)):
-        rows = torch.randperm(n, generator=generator, device=encodings.mean.device)[:limit]
-        encodings = Encodings(encodings.mean[rows], encodings.log_variance[rows])
+    encodings = fitted_part(encodings, components, generator)
     scale = encodings.covariance().diagonal().clamp(min=torch.finfo(encodings.mean.dtype).tiny).sqrt()
     variances = (noise / scale * torch.exp(0.5 * encodings.log_variance)).square()
     fitted = GaussianMixture.fit(encodings.mean / scale, components, seed, variances=variances)
@@ -70,3 +67,17 @@ def fit_aggregate(
     covariances = matrix.T @ fitted.covariances.double() @ matrix
     covariances = 0.5 * (covariances + covariances.mT)
     return GaussianMixture(fitted.weights, *(part.to(encodings.mean) for part in (means, covariances)))
+
+
+def fitted_part(encodings: Encodings, components: int, generator: torch.Generator) -> Encodings:
+    """The posteriors that a fit of so many components looks at: all, or a random choice of more than 100,000.
+
+    Example:
+        >>> len(fitted_part(Encodings(torch.zeros(9, 2), torch.zeros(9, 2)), 3, torch.Generator()))
+        9
+    """
+    limit = max(_ROWS, 500 * components)
+    if len(encodings) <= limit:
+        return encodings
+    rows = torch.randperm(len(encodings), generator=generator, device=encodings.mean.device)[:limit]
+    return Encodings(encodings.mean[rows], encodings.log_variance[rows])

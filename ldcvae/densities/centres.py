@@ -57,7 +57,7 @@ def split_components(
         ([-1.0, 1.0], [0.5, 0.5], 0.01)
     """
     k, d = mixture.means.shape
-    labels = torch.cat([log_joint.argmax(1) for _, log_joint in mixture._chunks(means)])
+    labels = mixture.likeliest(means)[1][:, 0]
     w = matrix.double()
     weights = means.new_zeros(k, count)
     centres = mixture.means[:, None].repeat(1, count, 1)

@@ -80,8 +80,12 @@ def base_fields(dim: int, components: int, centres: int = 1) -> dict[str, Any]:
         {'base_components': 10, 'base_kind': 'low_rank', 'base_rank': 32, 'base_centres': 1}
     """
     chosen = choose_covariances(dim, components) if components else Covariances("full", 0)
-    fields = {"base_components": components, "base_kind": chosen.kind, "base_rank": chosen.rank}
-    return fields | {"base_centres": centres if components else 1}
+    return {
+        "base_components": components,
+        "base_kind": chosen.kind,
+        "base_rank": chosen.rank,
+        "base_centres": centres,
+    }
 
 
 def base_note(dim: int, components: int, kind: str, rank: int) -> str:

@@ -243,6 +243,17 @@ class GaussianMixture(LatentDensity):
         log_scale = self._factors.diagonal(dim1=1, dim2=2).log().sum(1) + 0.5 * self.dim * LOG_2PI
         return white, self.weights.log() - log_scale - 0.5 * (white * white).sum(2)
 
+    def likeliest(self, z: Tensor, count: int = 1) -> tuple[Tensor, Tensor]:
+        """Log joint densities and numbers (n, count) of the components that latents (n, d) are likeliest of.
+
+        Example:
+            >>> pair = GaussianMixture(torch.ones(2), torch.tensor([[-3.0], [3.0]]), torch.ones(2, 1, 1))
+            >>> pair.likeliest(torch.tensor([[2.0], [-1.0]]))[1].tolist()
+            [[1], [0]]
+        """
+        found = [log_joint.topk(count, dim=1) for _, log_joint in self._chunks(z)]
+        return torch.cat([values for values, _ in found]), torch.cat([indices for _, indices in found])
+
     def energy(self, z: Tensor) -> Tensor:
         """Energy (n,) in nats of latents (n, d)."""
         return torch.cat([-log_joint.logsumexp(1) for _, log_joint in self._chunks(z)])

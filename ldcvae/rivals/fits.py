@@ -144,11 +144,8 @@ def sampler_net(fitting: Fitting) -> Draw:
     The setting is a factor of the bandwidths. Goes on from the newest of `fitting.kept`. The model's own net stays.
     """
     sampler = fitting.budget.sampler
-    components = sampler.base_components if sampler.base == "gmm" else 0
     with seeded_weights(fitting.seed):
-        model = fitting.model.with_new_sampler(
-            sampler.width, sampler.depth, components, sampler.base_centres if components else 1
-        )
+        model = fitting.model.with_new_sampler(sampler.width, sampler.depth, *sampler.base_shape)
     factor = fitting.setting if fitting.setting is not None else 1.0
     widths = fitting.budget.bandwidths.get(fitting.name, sampler.bandwidths)
     own = replace(sampler, direction=fitting.name, bandwidths=tuple(factor * width for width in widths))

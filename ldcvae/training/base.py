@@ -1,8 +1,6 @@
 """The coordinates and the base of the sampler net, fitted to encodings once."""
 
-import torch
-
-from ldcvae.densities.aggregate import MOST_ROWS, fit_aggregate
+from ldcvae.densities.aggregate import fit_aggregate, fitted_part
 from ldcvae.densities.centres import split_components
 from ldcvae.densities.gaussian import GaussianMixture
 from ldcvae.encodings import Encodings
@@ -49,10 +47,9 @@ def fit_base(model: LDCVAE, encodings: Encodings, settings: SamplerSettings | No
         if settings.base_centres == 1:
             model.set_base(base.weights, base.means, base.covariances)
             return
-        rows = torch.randperm(len(encodings), generator=generator, device=encodings.mean.device)
-        rows = rows[: max(MOST_ROWS, 500 * settings.base_components)]
-        variances = settings.posterior_noise**2 * encodings.log_variance[rows].exp()
-        means, matrix = model.whitening.whiten(encodings.mean[rows]), model.whitening.matrix
+        part = fitted_part(encodings, settings.base_components, generator)
+        variances = settings.posterior_noise**2 * part.log_variance.exp()
+        means, matrix = model.whitening.whiten(part.mean), model.whitening.matrix
         model.set_base(*split_components(base, means, variances, matrix, settings.base_centres, seed))
     else:
         model.set_base(base.weights, base.means, base.factors, base.variances)

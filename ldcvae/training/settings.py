@@ -200,6 +200,16 @@ class SamplerSettings(_Settings):
     ema: Annotated[float, Ge(0), Lt(1), Doc("decay of the averaged weights; 0: none")] = 0.995
     checkpoint_steps: Annotated[Count, Doc("steps between checkpoints and validations of phase 2")] = 500
 
+    @property
+    def base_shape(self) -> tuple[int, int]:
+        """Components of the base, 0 for N(0, I), and centres of each.
+
+        Example:
+            >>> SamplerSettings(base_components=5).base_shape, SamplerSettings(base="normal").base_shape
+            ((5, 1), (0, 1))
+        """
+        return (self.base_components, self.base_centres) if self.base == "gmm" else (0, 1)
+
 
 def mistakes(settings: Any) -> list[str]:
     """What is wrong with the fields of a settings object, one sentence each.

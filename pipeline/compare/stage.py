@@ -1,7 +1,6 @@
 """Runs a comparison: its cells, the figures they give, the claims these decide, and the page."""
 
 import asyncio
-import importlib.util
 import shlex
 import sys
 from collections.abc import Sequence
@@ -27,6 +26,7 @@ from pipeline.judge.generators import budget_of
 from pipeline.judge.pages.render import machine
 from pipeline.remote.connect import connect
 from pipeline.remote.failures import kind_of_record
+from pipeline.remote.hardware import missing
 from pipeline.store.data.splits import some_images, split_images
 from pipeline.store.folder import Folder
 from pipeline.store.manifest import Manifest, say
@@ -142,9 +142,8 @@ def _command() -> str:
 def _check(config: Config) -> None:
     mistakes = []
     for name in config.compare.generators:
-        needs = GENERATORS[name].needs
-        if needs is not None and importlib.util.find_spec(needs[0]) is None:
-            mistakes.append(f"compare.generators.{name}: needs {needs[0]}: {needs[1]}")
+        if (lacking := missing(GENERATORS[name])) is not None:
+            mistakes.append(f"compare.generators.{name}: needs {lacking[0]}: {lacking[1]}")
     if any(len(c) > 1 for c in config.compare.autoencoders.values()) and SELECTOR not in config.compare.generators:
         mistakes.append(f"compare.generators: {SELECTOR} is missing, by which candidates of autoencoders are chosen")
     for name in config.compare.autoencoders:

@@ -19,6 +19,7 @@ __all__ = [
     "has_gpus",
     "in_job",
     "is_local",
+    "missing",
     "place_workers",
     "require_room",
     "room",
@@ -66,6 +67,11 @@ def _workers(config: Config) -> Iterator[str]:
         )
 
 
+def missing(variant: FeatureExtractor | Generator) -> tuple[str, str] | None:
+    """The package that a variant needs and this machine has not, and how to get it."""
+    return variant.needs if variant.needs is not None and find_spec(variant.needs[0]) is None else None
+
+
 def _judging(config: Config) -> Iterator[str]:
     """What judging needs and is not here: better said before hours of training than after them."""
     settings = config.evaluate
@@ -75,8 +81,8 @@ def _judging(config: Config) -> Iterator[str]:
     ]
     wanted += [(f"generators.{name}", GENERATORS[name]) for name in settings.generators]
     for key, variant in wanted:
-        if variant is not None and variant.needs is not None and find_spec(variant.needs[0]) is None:
-            package, remedy = variant.needs
+        if variant is not None and (lacking := missing(variant)) is not None:
+            package, remedy = lacking
             yield f"evaluate.{key}: {variant.name} needs {package}, which is not installed: {remedy}"
     for key in ("extractor_file", "inception_weights"):
         path = getattr(settings, key)

@@ -65,9 +65,7 @@ def build_model(config: Config, image_shape: tuple[int, int, int]) -> LDCVAE:
             adversarial=decoder.adversarial if decoder.epochs else 0.0,
             sampler_width=sampler.width,
             sampler_depth=sampler.depth,
-            **base_fields(
-                model.latent_dim, sampler.base_components if sampler.base == "gmm" else 0, sampler.base_centres
-            ),
+            **base_fields(model.latent_dim, *sampler.base_shape),
         )
     )
 

@@ -137,7 +137,7 @@ def test_an_aggregates_other_fits(monkeypatch: pytest.MonkeyPatch) -> None:
     seen = []
     fit = em.fit_mixture
     monkeypatch.setattr(gaussian, "fit_mixture", lambda z, *a, **k: seen.append(len(z)) or fit(z, *a, **k))
-    monkeypatch.setattr(aggregate, "MOST_ROWS", 10)
+    monkeypatch.setattr(aggregate, "_ROWS", 10)
     many = posteriors(1500, 5)
     fit_aggregate(many, many.whitening(), 2, generator)
     assert seen == [1000]  # 500 a component
