@@ -19,7 +19,7 @@ demo: .venv/installed
 	@$(BIN)/python -m pipeline.run --config configs/digits.yaml
 
 test: .venv/installed lint
-	@$(BIN)/python -m pytest --numprocesses 2 --dist loadfile -m 'not drill'
+	@$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder -m 'not drill'
 
 # Faults of which `make test` has a shorter drill: storage that fails all the time, kills amid a stream, a search or a
 # comparison. A quarter of an hour; before a release.

@@ -13,6 +13,8 @@ wide        drift with temperatures ten times as large
 sinkhorn    drift whose weights are normalised over both axes to convergence; sinkhorn_wide with large temperatures
 metric      drift by distances of the decoder's first layer instead of the latents'
 features    drift among the encoder's convolutions' activations of decoded images, pulled back to the latents
+spatial     a sampler of convolutions and attention, where latents have a plane (network spatial)
+windows     drift in windows of the plane instead of whole latents, by that net; windows_mlp: by the usual one
 queue       drift that sees eight batches of draws on either side, for a third of the steps
 denoiser    a network that learns what the base's own denoiser lacks, and what that is in nats
 rivals      flow matching from noise and from the base, fifty passes, and MeanFlow, one pass; the run's own steps
@@ -35,6 +37,7 @@ import torch
 from component_flow import ComponentFlow
 from for_docs import opened
 from mixture_denoiser import PASSES, MixtureDenoiser, fit_residual, flow
+from spatial_sampler import SpatialSampler, in_windows
 from torch import Tensor, nn
 
 from ldcvae import Encodings
@@ -43,10 +46,11 @@ from ldcvae.densities.gaussian import GaussianMixture
 from ldcvae.directions.fields import Step
 from ldcvae.metrics.latents import nearest_distance
 from ldcvae.rivals.fitting import Budget, Draw, Fitting
+from ldcvae.spatial import spatial_grid
 from ldcvae.training.encode import encode_split
 from ldcvae.training.heap import keep_freed_memory
 from ldcvae.training.sampler import SamplerPhase
-from ldcvae.training.world import World, keyed_generator
+from ldcvae.training.world import World, keyed_generator, seeded_weights
 from ldcvae.variants import DIRECTIONS, GENERATORS, Direction
 from pipeline.judge.extractors import build_extractor
 from pipeline.judge.figures import DrawJudge, Judge
@@ -56,6 +60,7 @@ from pipeline.store.model import load_model
 CPU = torch.device("cpu")
 NARROW, WIDE = (0.12, 0.3, 0.6), (1.0, 3.0, 10.0)
 SINKHORN_STEPS, QUEUE = 20, 8
+WINDOW, SPATIAL = 4, (64, 2)  # places a side; width and depth
 SHARES = (1.0, 0.9, 0.8, 0.7, 0.5, 0.3)  # h of the exemplars
 CENTRES = (16, 30, 45)  # a component
 HELD_OUT = 3000
@@ -68,6 +73,7 @@ class Bench:
     def __init__(self, folder: str):
         run = opened(Path(folder))
         self.config, self.model = run.config, load_model(run)
+        self.particles = run.config.sampler.particles
         config = self.model.config
         if config.base_kind != "full" or not config.base_components or config.base_centres > 1:
             sys.exit(f"{folder}: the base must be a mixture with full covariances and one centre a component")
@@ -292,6 +298,19 @@ def directions(bench: Bench) -> None:
         ("queue", queue),
     ):
         DIRECTIONS.register(Direction(name, name, one))
+    if model.config.network == "spatial":
+        DIRECTIONS.register(
+            Direction("windows", "windows", in_windows(DIRECTIONS["drift"].field, plane(bench), WINDOW))
+        )
+
+
+def plane(bench: Bench) -> tuple[int, int, int]:
+    """(c, h, w) of the latents."""
+    config = bench.model.config
+    if config.network != "spatial":
+        sys.exit(f"the run's network is {config.network}: its latents have no plane")
+    height, width = spatial_grid(config.image_shape)
+    return config.latent_dim // (height * width), height, width
 
 
 def net(
@@ -302,6 +321,7 @@ def net(
     base: Centres | None = None,
     centres: int = 1,
     seconds: float = 0.0,
+    sampler: nn.Module | None = None,
 ) -> None:
     """A row of a net that follows a direction from the run's own base; or of another base, and of a net from that."""
     model = bench.model
@@ -309,16 +329,22 @@ def net(
     config = model.config
     model.reset_sampler(config.sampler_width, config.sampler_depth, config.base_components, centres)
     model.set_base(*(base or (bench.base.weights, bench.base.means, bench.base.covariances)))
+    if sampler is not None:
+        model.sampler = sampler
     if base is not None:
         bench.row(f"base, {int((base.weights > 0).sum()):,} centres", model.draw_base, seconds)
-    settings = replace(bench.config.sampler, direction=direction, bandwidths=widths, steps=steps)
+    own = {"direction": direction, "bandwidths": widths, "steps": steps, "particles": bench.particles}
+    settings = replace(bench.config.sampler, **own)
     started = time.perf_counter()
     phase = SamplerPhase(model, bench.train, bench.validation, settings, World(), bench.config.seed, fitted=True)
     for _ in phase.blocks(settings.checkpoint_steps):
         pass
     phase.adopt_average()
     took = time.perf_counter() - started
-    bench.row(f"net, {direction}, {widths}, {steps:,} steps", lambda n, g: model.sampler(model.draw_base(n, g)), took)
+    kind = type(model.sampler).__name__
+    bench.row(
+        f"{kind}, {direction}, {widths}, {steps:,} steps", lambda n, g: model.sampler(model.draw_base(n, g)), took
+    )
 
 
 def denoiser(bench: Bench, steps: int) -> None:
@@ -330,6 +356,13 @@ def denoiser(bench: Bench, steps: int) -> None:
     print(f"| denoiser: {nats:.2f} nats of held-out latents more than the base | | | | | | |")
     for title, model, seconds in (("the base's own denoiser", base, 0.0), ("learnt denoiser", learnt, took)):
         bench.row(f"{title}, {PASSES} passes", flow(model, bench.model.draw_base), seconds)
+
+
+def spatial(bench: Bench, steps: int, direction: str = "drift") -> None:
+    """A row of a sampler that knows the plane."""
+    with seeded_weights(bench.config.seed):
+        sampler = SpatialSampler(plane(bench), *SPATIAL)
+    net(bench, direction, NARROW, steps, sampler=sampler)
 
 
 def rivals(bench: Bench, steps: int) -> None:
@@ -353,6 +386,9 @@ ROUTES: dict[str, Callable[[Bench, int], None]] = {
     "sinkhorn_wide": lambda bench, steps: net(bench, "sinkhorn", WIDE, steps),
     "metric": lambda bench, steps: net(bench, "metric", NARROW, steps),
     "features": lambda bench, steps: net(bench, "features", NARROW, steps),
+    "spatial": spatial,
+    "windows": lambda bench, steps: spatial(bench, steps, "windows"),
+    "windows_mlp": lambda bench, steps: net(bench, "windows", NARROW, steps),
     "queue": lambda bench, steps: net(bench, "queue", NARROW, steps // 3),
     "denoiser": denoiser,
     "rivals": rivals,
@@ -371,13 +407,15 @@ def bounds(bench: Bench) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", help="folder of a finished run")
-    parser.add_argument("--routes", default=",".join(ROUTES), help="some of " + ", ".join(ROUTES))
+    parser.add_argument("--routes", default="centres,drift", help="some of " + ", ".join(ROUTES))
     parser.add_argument("--steps", type=int, default=1500, help="of a sampler net")
+    parser.add_argument("--particles", type=int, help="of its steps, instead of the run's own number")
     options = parser.parse_args()
     if unknown := set(options.routes.split(",")) - set(ROUTES):
         parser.error(f"no such route: {', '.join(sorted(unknown))}")
     keep_freed_memory()
     bench = Bench(options.run)
+    bench.particles = options.particles or bench.config.sampler.particles
     directions(bench)
     print("| latents | seconds | FD | precision | recall | coverage | nearest |\n|---|---|---|---|---|---|---|")
     bounds(bench)

@@ -3,6 +3,7 @@
 Reads a folder of `autoencoder_search.py`. Every row's latents are decoded by the decoder as phase 1 left it and by
 those trained on from it. Flow matching and MeanFlow get as many steps as the sampler net's whole training, its base
 included, has seconds for; from the base, whose fit takes its share, flow matching gets the sampler's number of steps.
+Where the base's components have several centres, a base of one each and the net from it show what those are worth.
 Rows that are done are kept.
 
     export OMP_NUM_THREADS=1
@@ -37,6 +38,8 @@ ROWS = {
     "prior": "N(0, I)",
     "gaussian": "Gaussian fit",
     "gmm_100": "GMM(100)",
+    "plain_base": "the sampler's base, one centre a component",
+    "plain_sampler": "sampler net from it",
     "base": "the sampler's base",
     "flow_matching": "flow matching, 50 passes",
     "flow_matching_from_base": "flow matching from the base, 50 passes",
@@ -62,14 +65,17 @@ def draw_of(
     """A row's draw, and what fitting it took; a learnt rival gets so many steps, or as many as the seconds allow."""
     if row == "base":
         return lambda n, noise: model.whitening.unwhiten(model.draw_base(n, noise)), 0.0
-    name = "gmm_tuned" if row == "gmm_100" else row
     settings = run.config.sampler
+    name = {"gmm_100": "gmm_tuned", "plain_base": "gmm_tuned", "plain_sampler": settings.direction}.get(row, row)
+    components = {"gmm_100": 100.0, "plain_base": float(settings.base_components)}
+    if row == "plain_sampler":
+        settings = replace(settings, base_centres=1)
 
     def fitted(steps: int) -> tuple[Draw, float]:
         budget = Budget(sampler=replace(settings, steps=steps))
-        setting = 100.0 if row == "gmm_100" else None
+        setting, seed = components.get(row), run.config.seed
         started = synchronised()
-        fitting = Fitting(name, model, splits["train"], splits["validation"], None, setting, budget, run.config.seed)
+        fitting = Fitting(name, model, splits["train"], splits["validation"], None, setting, budget, seed)
         return GENERATORS[name].fit(fitting), synchronised() - started
 
     steps = settings.steps
@@ -115,8 +121,9 @@ def judge_autoencoder(
     decoders |= {one.name: loaded(one) for one in sorted(where.glob("decoder-*")) if (one / "config.json").exists()}
     model = decoders["none"]
     splits = {split: encode_split(model, images[split], WORLD) for split in ("train", "validation")}
+    plain = () if model.config.base_centres > 1 else ("plain_base", "plain_sampler")  # those of the base itself
     for row in arguments.rows:
-        if row not in done:
+        if row not in done and row not in plain:
             draw, seconds = draw_of(row, model, splits, run, kept["seconds"]["sampler"], arguments.rival_steps)
             done[row] = {"seconds": seconds} | judge_row(row, draw, decoders, judges, run, arguments.draws)
             record.write_text(json.dumps(done))

@@ -118,3 +118,38 @@ def test_a_field_among_turned_features_is_pulled_back_to_itself(routes):
     plain = routes.field(step, y, z)
     turned = routes.pulled_back(step, lambda latents: latents @ turn)
     torch.testing.assert_close(turned, plain / plain.square().mean().sqrt(), atol=1e-4, rtol=1e-4)
+
+
+def test_a_spatial_sampler_begins_with_its_base_and_sees_the_whole_plane(routes):
+    from spatial_sampler import SpatialSampler
+
+    torch.manual_seed(0)
+    net, u = SpatialSampler((2, 4, 6), 8, 1), torch.randn(3, 48)
+    assert torch.equal(net(u), u)
+    torch.nn.init.normal_(net.head[-2].weight)
+    u.requires_grad_()
+    (slope,) = torch.autograd.grad(net(u)[0, 0], u)
+    assert bool((slope[0] != 0).all())
+    assert not slope[1:].any()
+
+
+def test_a_field_in_one_window_is_the_field_and_in_small_ones_is_of_each(routes):
+    from spatial_sampler import in_windows
+
+    from ldcvae.directions.fields import drift as field
+    from ldcvae.directions.kernels import nearest_neighbour_distance
+
+    noise = torch.Generator().manual_seed(3)
+    z, y = torch.randn(30, 16, generator=noise), torch.randn(30, 16, generator=noise)
+    settings = SamplerSettings(direction="drift", bandwidths=(0.3, 1.0), particles=30)
+
+    def step(z, y):
+        unit = nearest_neighbour_distance(y)
+        return Step(z, y, [width * unit for width in settings.bandwidths], 0.3, settings)
+
+    whole = field(step(z, y))
+    one = in_windows(field, (1, 4, 4), 4)(step(z, y))
+    assert torch.allclose(one, whole / whole.square().mean().sqrt(), atol=1e-5)
+    y[:, :8], z[:, :8] = y[:, :8] + 5, z[:, :8]  # rows 0 and 1 of the plane are far off, in windows of two by two too
+    found = in_windows(field, (1, 4, 4), 2)(step(z, y)).unflatten(1, (4, 4))
+    assert float(found[:, :2].mean()) > 0.1
