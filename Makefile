@@ -21,8 +21,8 @@ demo: .venv/installed
 test: .venv/installed lint
 	@$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder -m 'not drill'
 
-# Faults of which `make test` has a shorter drill: storage that fails all the time, kills amid a stream, a search or a
-# comparison. A quarter of an hour; before a release.
+# Faults of which `make test` has a shorter drill: storage that fails all the time or is full, memory that runs out,
+# kills amid a stream, a search or a comparison. A quarter of an hour; before a release.
 drills: .venv/installed
 	@$(BIN)/python -m pytest -m drill tests
 

@@ -119,3 +119,10 @@ def kill_driver(process: subprocess.Popen, timeout: float = 30) -> None:
     process.communicate()
     _, alive = psutil.wait_procs(orphans, timeout=timeout)
     assert not alive, f"left behind: {[p.name() for p in alive]}"
+
+
+def flip(path: Path, where: float = 0.5) -> None:
+    """One bit of a file, so far from its beginning."""
+    content = bytearray(path.read_bytes())
+    content[int(len(content) * where)] ^= 1
+    path.write_bytes(content)

@@ -249,7 +249,7 @@ def scarce() -> dict[str, str]:
 KILLED_LINE = r"out of memory \(peak \d+\.\d GiB, Ray's limit .* GiB, the node used .* GiB\): Ray"
 
 
-@pytest.mark.slow
+@pytest.mark.drill
 def test_a_worker_that_ray_kills_for_want_of_memory_is_one_line(prepared):
     _, error = train(prepared, "greedy", **scarce())
     assert re.search(f"a training worker ran {KILLED_LINE}", error)

@@ -4,7 +4,9 @@ import json
 import re
 
 import pytest
-from processes import finish, here, kill_driver, kill_worker, start, wait_for
+from processes import finish, flip, here, kill_driver, kill_worker, start, wait_for
+
+from pipeline.store.checkpoint import load_state
 
 TRAIN = ["train.epochs=40", "train.checkpoint_epochs=4", "sampler.steps=400", "sampler.checkpoint_steps=40"]
 
@@ -56,24 +58,33 @@ def prepared(tmp_path_factory, one_ray):
 def test_killed_training_goes_on_from_the_last_checkpoint(tmp_path, prepared, phase, kill):
     here("prepare", tmp_path)
     process = start("train", tmp_path, *TRAIN)
-    wait_for(lambda: registered(tmp_path, phase), f"{phase} checkpoint")
-    checkpoint = registered(tmp_path, phase)[-1]
+    wait_for(lambda: len(registered(tmp_path, phase)) > 1, f"second {phase} checkpoint")
     kill(process)
     if kill is kill_driver:
         assert not (tmp_path / "tiny" / "train" / "manifest.json").exists()
         before = history(tmp_path)
-        here("train", tmp_path, *TRAIN)
+        *_, checkpoint, newest = registered(tmp_path, phase)
+        (damaged,) = (tmp_path / "tiny" / "train").glob(f"ray-*/{phase}_{newest:08d}/tensors.safetensors")
+        flip(damaged)
+        out, _ = here("train", tmp_path, *TRAIN)
+        assert f"{phase}_{newest:08d} is damaged" in out
+        assert "going back to the one before" in out
+        assert out.count("damaged") == 1
         # What the checkpoint held was not done again: its records are the first run's, to the time of day.
         held = [line for line in before if line["phase"] != phase or line["step"] <= checkpoint]
         assert history(tmp_path)[: len(held)] == held
     else:
         finish(process)
     check_complete(tmp_path)
+    kept = list((tmp_path / "tiny" / "train").glob("ray-*/*_*/tensors.safetensors"))
+    assert len(kept) == 2
+    for one in kept:  # none of them was deleted along with a damaged one
+        load_state(one.parent)
     # Everything random is keyed by step, so the killed run ends in the very same weights.
     assert model_hash(tmp_path) == model_hash(prepared)
 
 
-@pytest.mark.slow
+@pytest.mark.drill
 def test_two_workers_train_and_leave_the_same_kind_of_run(tmp_path, prepared):
     here("prepare", tmp_path)
     here("train", tmp_path, *TRAIN, "train.num_workers=2")

@@ -27,7 +27,7 @@ def small_disk(tmp_path):
     subprocess.run(["umount", "--lazy", str(folder)], check=False)
 
 
-@pytest.mark.slow
+@pytest.mark.drill
 def test_full_and_read_only_disks_cost_nothing_but_the_message(small_disk, tmp_path, one_ray):
     here("prepare", small_disk)
     out, err = here("train", small_disk, *TRAIN, expect=1)

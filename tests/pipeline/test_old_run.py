@@ -70,20 +70,6 @@ def test_its_page_is_made_and_names_the_generators(storage):
 
 
 @pytest.mark.slow
-def test_it_is_judged_by_a_second_extractor_too(tmp_path):
-    storage = tmp_path
-    shutil.copytree(OLD, storage / "run-0.1")
-    said = run("evaluate", storage, "evaluate.second_extractor=random", "evaluate.chain_kernels=null")
-    assert re.search(r"latents +FD-classifier +FD-random +precision", said)
-    metrics = json.loads((storage / "run-0.1/evaluation/metrics.json").read_text())
-    assert metrics["second_extractor"]["figure"] == "FD-random"
-    rows = [*metrics["generators"].values(), metrics["floor"]]
-    assert all(row["fd_second"] > 0 for row in rows)
-    run("report", storage, "evaluate.second_extractor=random", "evaluate.chain_kernels=null")
-    assert "FD-random&nbsp;" in (storage / "run-0.1/report/index.html").read_text()
-
-
-@pytest.mark.slow
 def test_nothing_in_it_is_made_again_until_all_of_it_is_asked_for(storage):
     before = {path: path.read_bytes() for path in OLD.rglob("*") if path.is_file()}
     assert "data: up to date" in run("prepare", storage)
@@ -92,9 +78,15 @@ def test_nothing_in_it_is_made_again_until_all_of_it_is_asked_for(storage):
         if path.name != "config.yaml":
             assert (storage / "run-0.1" / path.relative_to(OLD)).read_bytes() == content, path
     # The sampler's base is fitted otherwise now: the same configuration makes another model.
-    said = run("run", storage)
+    # Judged by a second extractor, too.
+    said = run("run", storage, "evaluate.second_extractor=random", "evaluate.chain_kernels=null")
     assert f"data: up to date, {storage}/run-0.1/data" in said
     assert "train: done in" in said
+    assert re.search(r"latents +FD-classifier +FD-random +precision", said)
+    metrics = json.loads((storage / "run-0.1/evaluation/metrics.json").read_text())
+    assert metrics["second_extractor"]["figure"] == "FD-random"
+    assert all(row["fd_second"] > 0 for row in [*metrics["generators"].values(), metrics["floor"]])
+    assert "FD-random&nbsp;" in (storage / "run-0.1/report/index.html").read_text()
 
 
 def test_its_configuration_is_read_as_it_was():
