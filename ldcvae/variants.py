@@ -232,6 +232,7 @@ class Generator:
 
 _FITS = "ldcvae.rivals.fits"
 _SIZE = ("sampler.steps", "sampler.particles", "sampler.width", "sampler.depth")
+_MIXTURE = "base_components base_centres base_spread posterior_noise"
 _RATES: dict[str, Any] = {"knob": "learning rate", "candidates": (5e-4, 1e-3, 2e-3), "reads": _SIZE}
 _ONE_PASS = _RATES | {"passes": lambda budget, dim: 1}
 
@@ -257,8 +258,7 @@ def sampler_net(direction: Direction) -> Generator:
         >>> sampler_net(DIRECTIONS["drift"]).label
         'sampler net, drift'
     """
-    keys = "bandwidth_unit kernel self_term smooth floor posterior_noise learning_rate ema"
-    keys += " base base_components base_centres"
+    keys = f"bandwidth_unit kernel self_term smooth floor learning_rate ema base {_MIXTURE}"
     return Generator(
         direction.name,
         f"sampler net, {direction.label}",
@@ -301,7 +301,7 @@ for _generator in (
         "flow_matching_from_base",
         "flow matching from the mixture, {euler_steps} steps",
         lazy(f"{_FITS}:flow_matching_from_base"),
-        **_flow(*_SIZE, "sampler.base_components", "sampler.posterior_noise"),
+        **_flow(*_SIZE, *(f"sampler.{key}" for key in _MIXTURE.split())),
     ),
     Generator("mean_flow", "MeanFlow", lazy(f"{_FITS}:mean_flow"), **_ONE_PASS),
     Generator("langevin", "annealed Langevin, {chain_steps} steps", lazy(f"{_FITS}:langevin_chain"), **_CHAIN),

@@ -13,6 +13,7 @@ from ldcvae.directions.kernels import nearest_neighbour_distance
 from ldcvae.rivals.fitting import Draw, Fitting
 from ldcvae.rivals.flows import fit_flow_matching, fit_mean_flow
 from ldcvae.rivals.generators import Fit, fit_autoregressive_flow, fit_two_stage
+from ldcvae.training.base import fit_base
 from ldcvae.training.sampler import SamplerPhase
 from ldcvae.training.world import World, seeded_weights
 
@@ -121,16 +122,11 @@ def flow_matching(fitting: Fitting) -> Draw:
 
 def flow_matching_from_base(fitting: Fitting) -> Draw:
     """See `fit_flow_matching`; paths start at the mixture that is the sampler net's base."""
-    sampler, start = fitting.budget.sampler, fitting.generator("start")
-    base = fit_aggregate(
-        fitting.encodings,
-        fitting.whitening,
-        sampler.base_components,
-        start,
-        fitting.seed,
-        noise=sampler.posterior_noise,
-    )
-    return fitting.unwhitened(fit_flow_matching(_fit(fitting), fitting.budget.euler_steps, base.sample))
+    sampler = replace(fitting.budget.sampler, base="gmm")
+    with seeded_weights(fitting.seed):
+        model = fitting.model.with_new_sampler(sampler.width, sampler.depth, *sampler.base_shape)
+    fit_base(model, fitting.encodings, sampler, fitting.seed)
+    return fitting.unwhitened(fit_flow_matching(_fit(fitting), fitting.budget.euler_steps, model.draw_base))
 
 
 def mean_flow(fitting: Fitting) -> Draw:

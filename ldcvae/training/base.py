@@ -43,13 +43,15 @@ def fit_base(model: LDCVAE, encodings: Encodings, settings: SamplerSettings | No
         kind=model.config.base_kind,
         rank=model.config.base_rank,
     )
+    scale = settings.base_spread**2  # of variances
     if isinstance(base, GaussianMixture):
         if settings.base_centres == 1:
-            model.set_base(base.weights, base.means, base.covariances)
+            model.set_base(base.weights, base.means, scale * base.covariances)
             return
         part = fitted_part(encodings, settings.base_components, generator)
         variances = settings.posterior_noise**2 * part.log_variance.exp()
         means, matrix = model.whitening.whiten(part.mean), model.whitening.matrix
-        model.set_base(*split_components(base, means, variances, matrix, settings.base_centres, seed))
+        centres = split_components(base, means, variances, matrix, settings.base_centres, seed)
+        model.set_base(centres.weights, centres.means, scale * centres.covariances)
     else:
-        model.set_base(base.weights, base.means, base.factors, base.variances)
+        model.set_base(base.weights, base.means, settings.base_spread * base.factors, scale * base.variances)

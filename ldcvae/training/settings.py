@@ -193,6 +193,12 @@ class SamplerSettings(_Settings):
         Count,
         Doc("centres a component, which share its covariance; each has at least four images. Full covariances only"),
     ] = 1
+    base_spread: Annotated[
+        float,
+        Gt(0),
+        Le(1),
+        Doc("standard deviation of base gmm about its centres, as a factor: below 1 draws lie nearer to images"),
+    ] = 1.0
     width: Annotated[Count, Doc("hidden units of the residual MLP")] = 256
     depth: Annotated[Count, Doc("residual blocks")] = 3
     steps: Annotated[Count, Doc("updates")] = 2000

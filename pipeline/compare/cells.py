@@ -162,7 +162,14 @@ def decoder_cell(config: Config, parent: Cell) -> Cell:
     }
     if config.decoder.fits_base:
         content["reads"] = read_keys(
-            config, ("sampler.base", "sampler.base_components", "sampler.base_centres", "sampler.posterior_noise")
+            config,
+            (
+                "sampler.base",
+                "sampler.base_components",
+                "sampler.base_centres",
+                "sampler.base_spread",
+                "sampler.posterior_noise",
+            ),
         )
     if (weights := perceptual_content(config)) is not None:
         content["perceptual_weights"] = sha256(weights)

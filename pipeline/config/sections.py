@@ -147,7 +147,7 @@ class DecoderConfig(Section, DecoderSettings):
 class SamplerConfig(Section, SamplerSettings):
     """Phase 2: the net that draws latents in one forward pass."""
 
-    later = frozenset({"base_centres"})
+    later = frozenset({"base_centres", "base_spread"})
 
 
 class SampleConfig(Section):

@@ -5,6 +5,7 @@ import torch
 
 from ldcvae import LDCVAE, AutoencoderSettings, Encodings, LDCVAEConfig, SamplerSettings, fit
 from ldcvae.densities.centres import LEAST_ROWS, split_components
+from ldcvae.densities.covariances import base_fields
 from ldcvae.densities.gaussian import GaussianMixture
 from ldcvae.training.base import fit_base
 from pipeline.config.errors import ConfigError
@@ -104,6 +105,29 @@ def test_a_model_draws_from_centres_as_they_are_fitted_and_keeps_them(tmp_path):
     assert "of up to 3 centres each" in (tmp_path / "README.md").read_text()
     generators = [torch.Generator().manual_seed(5) for _ in range(2)]
     assert torch.equal(model.sample_latents(9, generators[0]), again.sample_latents(9, generators[1]))
+
+
+@pytest.mark.parametrize(("dim", "components", "centres"), [(3, 2, 1), (3, 2, 3), (520, 1, 1), (2048, 200, 1)])
+def test_a_spread_is_of_the_deviations_from_the_centres(dim, components, centres):
+    """Full covariances, with centres too, low rank and none but a diagonal."""
+    noise = torch.Generator().manual_seed(0)
+    encodings = Encodings(torch.randn(220, dim, generator=noise), torch.full((220, dim), -2.0))
+    drawn = []
+    for spread in (1.0, 0.5):
+        settings = SamplerSettings(base_components=components, base_centres=centres, base_spread=spread)
+        model = LDCVAE(LDCVAEConfig((1, 8, 8), latent_dim=dim, **base_fields(dim, *settings.base_shape)))
+        fit_base(model, encodings, settings, seed=0)
+        draws = model.draw_base(300, torch.Generator().manual_seed(1))
+        which = torch.multinomial(model.base_weights, 300, True, generator=same_noise(300, dim))
+        drawn.append(draws - model.base_means[which])
+    torch.testing.assert_close(drawn[1], 0.5 * drawn[0], atol=1e-4, rtol=1e-4)
+
+
+def same_noise(n, dim):
+    """A generator where `draw_base` draws components: after the noise."""
+    generator = torch.Generator().manual_seed(1)
+    torch.randn(n, dim, generator=generator)
+    return generator
 
 
 def test_fit_takes_centres():

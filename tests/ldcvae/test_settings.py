@@ -58,6 +58,7 @@ SAMPLER = {
     "base": one_of("normal", "gmm"),
     "base_components": COUNT,
     "base_centres": COUNT,
+    "base_spread": ([1e-9, 0.5, 1, 1.0], [0, 0.0, -0.1, 1.001, 2, *NOT_FINITE, *NO_NUMBER]),
     "width": COUNT,
     "depth": COUNT,
     "steps": COUNT,
