@@ -534,8 +534,12 @@ def test_what_judging_needs_is_asked_for_before_anything_works(tmp_path, monkeyp
 
 
 def test_a_python_without_the_packages_is_told_so():
-    command = "import importlib.util as u, sys; u.find_spec = lambda name, package=None: None; import pipeline"
-    done = subprocess.run([sys.executable, "-c", command], cwd=ROOT, capture_output=True, text=True, check=False)
-    assert done.returncode == 1
-    assert ". .venv/bin/activate" in done.stderr
-    assert "Traceback" not in done.stderr
+    command = "import importlib.util as u, sys; u.find_spec = lambda name, package=None: None; "
+    for start, expected in (("sys.argv = ['-m']; ", "error: "), ("", "ImportError: ")):  # a stage, a library
+        words = [sys.executable, "-c", f"{command}{start}import pipeline"]
+        done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=False)
+        assert done.returncode == 1
+        last = done.stderr.splitlines()[-1]
+        assert last.startswith(expected)
+        assert ". .venv/bin/activate" in last
+        assert ("Traceback" in done.stderr) == (start == "")
