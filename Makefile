@@ -8,14 +8,17 @@ test drills bench chaos study: export OMP_NUM_THREADS ?= 1
 
 .PHONY: demo test drills lint docs bench chaos study clean lock
 
-.venv/installed: pyproject.toml requirements.lock
+# The demo needs the package alone, and takes the environment with the tests' tools where it is there.
+.venv/demo: WANTED = .[compare]
+.venv/installed: WANTED = .[test]
+.venv/demo .venv/installed: pyproject.toml requirements.lock
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "error: Python 3.11 or later is needed; set PYTHON=python3.11"; exit 1; }
 	@echo "setting up .venv (once, a few minutes)"
 	@test -d .venv || $(PYTHON) -m venv .venv
-	@$(BIN)/pip install --quiet --disable-pip-version-check --constraint requirements.lock --editable '.[test]'
+	@$(BIN)/pip install --quiet --disable-pip-version-check --constraint requirements.lock --editable '$(WANTED)'
 	@touch $@
 
-demo: .venv/installed
+demo: $(if $(wildcard .venv/installed),.venv/installed,.venv/demo)
 	@$(BIN)/python -m pipeline.run --config configs/digits.yaml
 
 test: .venv/installed lint
