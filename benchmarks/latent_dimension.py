@@ -69,7 +69,7 @@ def draw_of(
     name = {"gmm_100": "gmm_tuned", "plain_base": "gmm_tuned", "plain_sampler": settings.direction}.get(row, row)
     components = {"gmm_100": 100.0, "plain_base": float(settings.base_components)}
     if row == "plain_sampler":
-        settings = replace(settings, base_centres=1)
+        settings = replace(settings, base_centres=1, base_spread=1.0)
 
     def fitted(steps: int) -> tuple[Draw, float]:
         budget = Budget(sampler=replace(settings, steps=steps))
