@@ -8,10 +8,33 @@ from ldcvae.model import LDCVAE
 from ldcvae.training.settings import DecoderSettings, SamplerSettings
 from ldcvae.training.world import keyed_generator
 
-__all__ = ["check_phases", "split_given"]
+__all__ = ["check_phases", "misfits", "split_given"]
 
 _HELD_OUT = 10  # one image in so many validates, where no validation images are given
 _MOST_HELD_OUT = 5000
+
+
+def misfits(count: int, side: int, decoder: DecoderSettings, sampler: SamplerSettings) -> list[str]:
+    """Why settings of phases do not suit the training images, one sentence each, which begins with the key.
+
+    Args:
+        count: how many training images there are.
+        side: of an image, the smaller one, in pixels.
+        decoder: settings of phase `decoder`.
+        sampler: settings of phase 2.
+
+    Example:
+        >>> misfits(50, 8, DecoderSettings(), SamplerSettings(base_components=300))
+        ['sampler.base_components: 300, with 50 training images; at most one for each']
+    """
+    found = []
+    if sampler.base_shape[0] > count:
+        components = f"sampler.base_components: {sampler.base_components:,}"
+        found.append(f"{components}, with {count:,} training images; at most one for each")
+    if decoder.epochs and decoder.adversarial and side < LEAST_SIDE:
+        small = f"images of {side} pixels are too small for the discriminator, which needs {LEAST_SIDE}; use 0"
+        found.append(f"decoder.adversarial: {small}")
+    return found
 
 
 def check_phases(train: Tensor, decoder: DecoderSettings | None, sampler: SamplerSettings) -> None:
@@ -20,19 +43,10 @@ def check_phases(train: Tensor, decoder: DecoderSettings | None, sampler: Sample
     Raises:
         ValueError: naming the setting, what it needs and what there is.
     """
-    if sampler.base_shape[0] > len(train):
-        raise ValueError(
-            f"the sampler's base of {sampler.base_components} components needs as many training images, got "
-            f"{len(train):,}; give more, or sampler=SamplerSettings(base_components=1)"
-        )
-    if decoder is None:
-        return
-    if decoder.epochs == 0 and decoder != DecoderSettings():
+    if reasons := misfits(len(train), min(train.shape[2:]), decoder or DecoderSettings(), sampler):
+        raise ValueError("; ".join(reasons))
+    if decoder is not None and decoder.epochs == 0 and decoder != DecoderSettings():
         raise ValueError("decoder has settings, but epochs=0, which is no such phase; e.g. DecoderSettings(epochs=8)")
-    if decoder.epochs and decoder.adversarial and min(train.shape[2:]) < LEAST_SIDE:
-        raise ValueError(
-            f"images of {min(train.shape[2:])} pixels are too small for phase decoder: {LEAST_SIDE} is least"
-        )
 
 
 def _checked(name: str, images: Tensor, model: LDCVAE | None) -> Tensor:

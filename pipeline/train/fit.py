@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from ldcvae.discriminator import LEAST_SIDE
+from ldcvae.checks import misfits
 from pipeline.config.errors import ConfigError, PipelineError
 from pipeline.config.together import equal_parts
 from pipeline.remote.connect import connect
@@ -41,17 +41,8 @@ def check(run: Run) -> None:
         perceptual_features(config, run.shape)
     except ConfigError as error:
         mistakes.append(str(error))
-    smallest = min(run.shape[1:])
-    if config.decoder.epochs and config.decoder.adversarial and smallest < LEAST_SIDE:
-        mistakes.append(
-            f"decoder.adversarial: images of {smallest} pixels are too small for the discriminator, which needs "
-            f"{LEAST_SIDE}; use 0"
-        )
-    count, components = run.data.info["counts"].get("train", 0), config.sampler.base_components
-    if config.sampler.base == "gmm" and components > count:
-        mistakes.append(
-            f"sampler.base_components: {components:,}, with {count:,} training images; at most one for each"
-        )
+    count = run.data.info["counts"].get("train", 0)
+    mistakes += misfits(count, min(run.shape[1:]), config.decoder, config.sampler)
     if mistakes:
         raise ConfigError("\n  ".join(["the configuration does not fit the data:", *mistakes]))
 

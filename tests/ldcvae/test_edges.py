@@ -61,7 +61,7 @@ def test_modules_in_a_pair_are_called_like_functions(tmp_path):
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ({"images": images(10)}, "base of 10 components needs as many training images, got 9"),
+        ({"images": images(10)}, "sampler.base_components: 10, with 9 training images; at most one for each"),
         ({"decoder": DecoderSettings(adversarial=2.0)}, "epochs=0"),
         ({"images": images(40, side=3), "decoder": DecoderSettings(epochs=1)}, "images of 3 pixels are too small"),
         ({"latent_dim": 0}, "latent_dim must be at least 1, got 0"),
@@ -81,7 +81,7 @@ def test_a_call_that_fails_leaves_the_model_as_it_was():
     short = {"autoencoder": AutoencoderSettings(epochs=1), "sampler": SAMPLER, "progress": False}
     model = fit(images(40), **short)
     before = weights_of(model)
-    with pytest.raises(ValueError, match="as many training images"):
+    with pytest.raises(ValueError, match="10, with 5 training images"):
         fit_sampler(model, images(5), sampler=SamplerSettings(base_components=10), progress=False)
     lost = DecoderSettings(epochs=1, perceptual=1.0, perceptual_weights="/nowhere.pt")
     with pytest.raises(FileNotFoundError):
