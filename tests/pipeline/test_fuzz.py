@@ -140,13 +140,13 @@ KEYS = sorted(name for name, *_ in describe_keys())
 DEFAULT = yaml.safe_load(dump_yaml(Config()))
 
 
-@cases(1500)
+@cases(500)
 @given(content=damaged(DEFAULT))
 def test_configurations(content):
     ends_well(lambda: parse_config(content) if isinstance(content, dict) else None)
 
 
-@cases(1000)
+@cases(350)
 @given(
     text=mutated([dump_yaml(Config()).encode(), (ROOT / "configs/digits.yaml").read_bytes()]) | st.binary(max_size=60)
 )
@@ -158,7 +158,7 @@ def test_configuration_files(tmp_path, text):
         assert parse_config(yaml.safe_load(dump_yaml(config))) == config
 
 
-@cases(1500)
+@cases(500)
 @given(
     key=st.sampled_from(KEYS) | st.text(max_size=20),
     value=st.text(max_size=12) | values.map(repr),
@@ -185,7 +185,7 @@ def _images():
     return [*files, encoded(colour.convert("P"), "PNG"), encoded(colour.convert("RGBA"), "PNG")]
 
 
-@cases(3000)
+@cases(1000)
 @given(content=mutated(_images()) | st.binary(max_size=80))
 def test_image_files(content):
     pixels = ends_well(lambda: decode(content, Form(image_size=8, channels=1)), BadImage)
@@ -197,7 +197,7 @@ def _idx(array):
     return b"\0\0\x08" + bytes([array.ndim]) + b"".join(n.to_bytes(4, "big") for n in array.shape) + array.tobytes()
 
 
-@cases(500)
+@cases(170)
 @given(
     images=mutated([_idx(np.arange(48, dtype=np.uint8).reshape(3, 4, 4))]),
     labels=mutated([_idx(np.arange(3, dtype=np.uint8))]),
@@ -243,7 +243,7 @@ def as_bytes(content):
     return json.dumps(content).encode()  # NaN and infinity as Python writes them
 
 
-@cases(600)
+@cases(200)
 @given(content=damaged(document("data/manifest.json")))
 def test_manifest_of_the_data(kept, content):
     (kept / "data/manifest.json").write_bytes(as_bytes(content))
@@ -251,7 +251,7 @@ def test_manifest_of_the_data(kept, content):
     ends_well(lambda: (run.shape, load_split(run, "test"), StoredSplit(run, "train").choose(5, 1)))
 
 
-@cases(400)
+@cases(150)
 @given(
     content=st.sampled_from(("train", "samples", "evaluation")).flatmap(
         lambda s: damaged(document(f"{s}/manifest.json"))
@@ -261,7 +261,7 @@ def test_manifests(content):
     ends_well(lambda: parse_manifest(content), ValueError)
 
 
-@cases(500)
+@cases(170)
 @given(content=damaged(document("evaluation/metrics.json")))
 def test_metrics(kept, content):
     forge(kept, "evaluation", "evaluation/metrics.json", as_bytes(content))
@@ -275,7 +275,7 @@ def test_metrics(kept, content):
     ends_well(shown)
 
 
-@cases(300)
+@cases(150)
 @given(content=damaged(document("data/row_groups/train.json")))
 def test_row_groups(kept, content):
     forge(kept, "data", "data/row_groups/train.json", as_bytes(content))
@@ -296,7 +296,7 @@ def test_weights(kept, content):
     ends_well(lambda: load_model(opened(kept)))
 
 
-@cases(300)
+@cases(150)
 @given(content=mutated([(OLD / "train/metrics.jsonl").read_bytes()]))
 def test_history(kept, content):
     (kept / "train/metrics.jsonl").write_bytes(content)
@@ -322,7 +322,7 @@ RECORD = {
 }
 
 
-@cases(300)
+@cases(150)
 @given(content=damaged(RECORD))
 def test_records_of_cells(tmp_path, content):
     (tmp_path / "run").mkdir(exist_ok=True)
@@ -332,7 +332,7 @@ def test_records_of_cells(tmp_path, content):
         assert "failure" in record or record["figures"]["fd"] is not None
 
 
-@cases(300)
+@cases(150)
 @given(data=st.data())
 def test_states_of_checkpoints(tmp_path, data):
     folder = tmp_path / "run"
