@@ -44,7 +44,7 @@ __all__ = [
 # on an autoencoder's: raising the first number makes all cells anew.
 AUTOENCODER_FORMAT = 2
 DECODER_FORMAT = 5
-GENERATOR_FORMAT = 5
+GENERATOR_FORMAT = 6
 
 DECODER = "+decoder"
 """What the name of an autoencoder ends with whose decoder has had phase `decoder`."""
