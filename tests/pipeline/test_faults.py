@@ -48,10 +48,10 @@ def prepared(tmp_path_factory, one_ray):
 @pytest.mark.parametrize(
     ("kill", "phase"),
     [
-        (kill_driver, "sampler"),
-        (kill_worker, "autoencoder"),
-        pytest.param(kill_driver, "autoencoder", marks=pytest.mark.drill),
-        pytest.param(kill_worker, "sampler", marks=pytest.mark.drill),
+        (kill_driver, "autoencoder"),
+        (kill_worker, "sampler"),
+        pytest.param(kill_driver, "sampler", marks=pytest.mark.drill),
+        pytest.param(kill_worker, "autoencoder", marks=pytest.mark.drill),
     ],
     ids=lambda value: getattr(value, "__name__", value),
 )
@@ -60,6 +60,7 @@ def test_killed_training_goes_on_from_the_last_checkpoint(tmp_path, prepared, ph
     process = start("train", tmp_path, *TRAIN)
     wait_for(lambda: len(registered(tmp_path, phase)) > 1, f"second {phase} checkpoint")
     kill(process)
+    damaged = None
     if kill is kill_driver:
         assert not (tmp_path / "tiny" / "train" / "manifest.json").exists()
         before = history(tmp_path)
@@ -78,8 +79,9 @@ def test_killed_training_goes_on_from_the_last_checkpoint(tmp_path, prepared, ph
     check_complete(tmp_path)
     kept = list((tmp_path / "tiny" / "train").glob("ray-*/*_*/tensors.safetensors"))
     assert len(kept) == 2
-    for one in kept:  # none of them was deleted along with a damaged one
-        load_state(one.parent)
+    for one in kept:  # none of them was deleted along with the damaged one, which is there yet if it was the last
+        if one != damaged:
+            load_state(one.parent)
     # Everything random is keyed by step, so the killed run ends in the very same weights.
     assert model_hash(tmp_path) == model_hash(prepared)
 
