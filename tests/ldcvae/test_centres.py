@@ -107,9 +107,9 @@ def test_a_model_draws_from_centres_as_they_are_fitted_and_keeps_them(tmp_path):
     assert torch.equal(model.sample_latents(9, generators[0]), again.sample_latents(9, generators[1]))
 
 
-@pytest.mark.parametrize(("dim", "components", "centres"), [(3, 2, 1), (3, 2, 3), (520, 1, 1), (2048, 200, 1)])
+@pytest.mark.parametrize(("dim", "components", "centres"), [(3, 2, 1), (3, 2, 3), (520, 1, 1)])
 def test_a_spread_is_of_the_deviations_from_the_centres(dim, components, centres):
-    """Full covariances, with centres too, low rank and none but a diagonal."""
+    """Full covariances, with centres too, and those of low rank."""
     noise = torch.Generator().manual_seed(0)
     encodings = Encodings(torch.randn(220, dim, generator=noise), torch.full((220, dim), -2.0))
     drawn = []

@@ -75,7 +75,7 @@ def test_mixtures_in_4096_dimensions(kind: str, rank: int) -> None:
     assert peak < 2.0
 
 
-@pytest.mark.slow
+@pytest.mark.drill
 def test_digits_in_4096_dimensions() -> None:
     found, peak = measured(
         "Encodings.whitening = white\n"

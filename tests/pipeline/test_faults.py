@@ -25,7 +25,7 @@ def registered(storage, phase):
     records = [
         path.read_text() for path in (storage / "tiny" / "train").glob("ray-*/checkpoint_manager_snapshot.json")
     ]
-    return sorted(int(step) for text in records for step in re.findall(rf"{phase}_(\d{{8}})", text))
+    return sorted({int(step) for text in records for step in re.findall(rf"{phase}_(\d{{8}})", text)})
 
 
 def check_complete(storage):
