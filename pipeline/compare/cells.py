@@ -4,6 +4,7 @@ A cell is `compare/cells/<hash>/` with its files and `record.json`, written last
 on with what is missing, and a row that is added costs one row.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Any
@@ -161,25 +162,21 @@ def decoder_cell(config: Config, parent: Cell) -> Cell:
         "parent": parent.key,
     }
     if config.decoder.fits_base:
-        content["reads"] = read_keys(
-            config,
-            (
-                "sampler.base",
-                "sampler.base_components",
-                "sampler.base_centres",
-                "sampler.base_spread",
-                "sampler.posterior_noise",
-            ),
-        )
+        names = ("base", "base_components", "base_centres", "base_spread", "posterior_noise")
+        content["reads"] = _read(config, (f"sampler.{name}" for name in names))
     if (weights := perceptual_content(config)) is not None:
         content["perceptual_weights"] = sha256(weights)
     return Cell(_key(DECODER_FORMAT, content), parent.job | {"parent": parent.key, "decoder": True})
 
 
-def _came_later(config: Config, key: str) -> bool:
-    """Whether a dotted key is one that earlier cells did not know, at its default."""
-    section, _, name = key.partition(".")
-    return name in getattr(config, section).later_unused
+def _read(config: Config, keys: Iterable[str]) -> dict[str, object]:
+    """What dotted keys are, without those at their defaults that earlier cells did not know."""
+
+    def came_later(key: str) -> bool:
+        section, _, name = key.partition(".")
+        return name in getattr(config, section).later_unused
+
+    return read_keys(config, tuple(key for key in keys if not came_later(key)))
 
 
 def generator_cell(config: Config, parent: Cell, name: str, setting: float | None, second: str = "") -> Cell:
@@ -199,7 +196,7 @@ def generator_cell(config: Config, parent: Cell, name: str, setting: float | Non
         "parent": parent.key,
         "judged": config.evaluate.model_dump(mode="json", include=judged),
         "selection_images": config.compare.selection_images,
-        "reads": read_keys(config, tuple(key for key in GENERATORS[name].reads if not _came_later(config, key))),
+        "reads": _read(config, GENERATORS[name].reads),
     }
     if second:
         content["second"] = second
