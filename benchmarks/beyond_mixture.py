@@ -8,6 +8,7 @@ exemplars   a mixture between the base and the encodings themselves: a component
             images, with h of its spread (smoothed bootstrap, Silverman and Young 1987); 1 is the base, 0 the bound.
             The held-out log likelihood says how much of that is knowledge of the law
 centres     components split into centres of a few images that share a covariance, and drift from them
+spread      thirty such centres whose covariance is shrunk, as `sampler.base_spread` does it
 flow        components warped by a coupling flow that is told the component, of the largest held-out likelihood
 wide        drift with temperatures ten times as large
 sinkhorn    drift whose weights are normalised over both axes to convergence; sinkhorn_wide with large temperatures
@@ -62,7 +63,7 @@ NARROW, WIDE = (0.12, 0.3, 0.6), (1.0, 3.0, 10.0)
 SINKHORN_STEPS, QUEUE = 20, 8
 WINDOW, SPATIAL = 4, (64, 2)  # places a side; width and depth
 SHARES = (1.0, 0.9, 0.8, 0.7, 0.5, 0.3)  # h of the exemplars
-CENTRES = (16, 30, 45)  # a component
+CENTRES, SPREADS = (16, 30, 45), (1.0, 0.95, 0.93, 0.9, 0.8)  # a component; of thirty
 HELD_OUT = 3000
 _PART = 256  # images at a time
 
@@ -94,6 +95,11 @@ class Bench:
     def nearest(self, draw: Draw) -> float:
         """Mean distance of draws to the nearest training encoding."""
         return nearest_distance(draw(2000, keyed_generator(CPU, "nearest")), self.means)
+
+    def split(self, count: int) -> Centres:
+        """The base with so many centres a component."""
+        variances, matrix = self.train.log_variance.exp(), self.model.whitening.matrix
+        return split_components(self.base, self.means, variances, matrix, count, self.config.seed)
 
     def whitened(self, encodings: Encodings) -> Draw:
         """Draws of posteriors, whitened."""
@@ -192,16 +198,23 @@ def exemplars(bench: Bench, steps: int) -> None:
 
 def centres(bench: Bench, steps: int) -> None:
     """Rows of bases whose components have centres, and of nets from them."""
-    variances, matrix = bench.train.log_variance.exp(), bench.model.whitening.matrix
     for count in CENTRES:
         started = time.perf_counter()
-        found = split_components(bench.base, bench.means, variances, matrix, count, bench.config.seed)
+        found = bench.split(count)
         took = time.perf_counter() - started
         kept = found.weights > 0
         wide = found.covariances.repeat_interleave(count, 0)[kept]
         every = GaussianMixture(found.weights[kept], found.means[kept], wide)
         print(f"| {count} centres: {-float(every.energy(bench.held_out).mean()):.2f} nats held out | | | | | | |")
         net(bench, "drift", NARROW, steps, found, count, took)
+
+
+def spread(bench: Bench, steps: int) -> None:
+    """Rows of bases that keep nearer to their centres, and of nets from them."""
+    found = bench.split(30)
+    for factor in SPREADS:
+        print(f"| spread {factor:g} | | | | | | |")
+        net(bench, "drift", NARROW, steps, found._replace(covariances=factor**2 * found.covariances), 30)
 
 
 def component_flow(bench: Bench, steps: int) -> None:
@@ -379,6 +392,7 @@ def rivals(bench: Bench, steps: int) -> None:
 ROUTES: dict[str, Callable[[Bench, int], None]] = {
     "exemplars": exemplars,
     "centres": centres,
+    "spread": spread,
     "flow": component_flow,
     "drift": lambda bench, steps: net(bench, "drift", NARROW, steps),
     "wide": lambda bench, steps: net(bench, "drift", WIDE, steps),
