@@ -121,9 +121,10 @@ def judge_autoencoder(
     decoders |= {one.name: loaded(one) for one in sorted(where.glob("decoder-*")) if (one / "config.json").exists()}
     model = decoders["none"]
     splits = {split: encode_split(model, images[split], WORLD) for split in ("train", "validation")}
-    plain = () if model.config.base_centres > 1 else ("plain_base", "plain_sampler")  # those of the base itself
+    # With one centre a component they are base and sampler themselves.
+    same = () if model.config.base_centres > 1 else ("plain_base", "plain_sampler")
     for row in arguments.rows:
-        if row not in done and row not in plain:
+        if row not in done and row not in same:
             draw, seconds = draw_of(row, model, splits, run, kept["seconds"]["sampler"], arguments.rival_steps)
             done[row] = {"seconds": seconds} | judge_row(row, draw, decoders, judges, run, arguments.draws)
             record.write_text(json.dumps(done))

@@ -50,20 +50,16 @@ class SpatialSampler(nn.Module):
         return base + self.head(h)
 
 
-def in_windows(
-    field: Callable[[Step], Tensor], shape: tuple[int, int, int], side: int, whole: float = 0.0
-) -> Callable[[Step], Tensor]:
+def in_windows(field: Callable[[Step], Tensor], shape: tuple[int, int, int], side: int) -> Callable[[Step], Tensor]:
     """A field (n, d) of a step, computed window by window: kernels see c·side² numbers at a time and not all d.
 
     What it follows vanishes where every window has the law of the targets' windows; what windows have to do with each
-    other is left to the base, and to `whole`, the weight of the field of all d. Windows don't overlap, and lie
-    elsewhere at every step.
+    other is left to the base. Windows don't overlap, and lie elsewhere at every step.
 
     Args:
         field: of a `Step`, of rms 1.
         shape: (c, h, w).
         side: of a window.
-        whole: weight of the field of whole latents.
     """
     c, h, w = shape
     places = torch.arange(c * h * w).reshape(shape)
@@ -74,7 +70,7 @@ def in_windows(
         count += 1
         shift = torch.randint(side, (2,), generator=keyed_generator("cpu", "windows", count)).tolist()
         shifted = places.roll(shift, (1, 2))
-        total = whole * field(step) if whole else torch.zeros_like(step.particles)
+        total = torch.zeros_like(step.particles)
         for i in range(0, h, side):
             for j in range(0, w, side):
                 own = shifted[:, i : i + side, j : j + side].flatten()

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "AUTOENCODERS",
+    "BASE_KEYS",
     "DIRECTIONS",
     "GENERATORS",
     "NETWORKS",
@@ -232,15 +233,11 @@ class Generator:
 
 _FITS = "ldcvae.rivals.fits"
 _SIZE = ("sampler.steps", "sampler.particles", "sampler.width", "sampler.depth")
-_MIXTURE = "base_components base_centres base_spread posterior_noise"
+# What a sampler's base mixture depends on.
+BASE_KEYS = ("sampler.base_components", "sampler.base_centres", "sampler.base_spread", "sampler.posterior_noise")
 _RATES: dict[str, Any] = {"knob": "learning rate", "candidates": (5e-4, 1e-3, 2e-3), "reads": _SIZE}
 _ONE_PASS = _RATES | {"passes": lambda budget, dim: 1}
-
-
-def _flow(*reads: str) -> dict[str, Any]:
-    return _RATES | {"passes": lambda budget, dim: budget.euler_steps, "reads": (*reads, "compare.euler_steps")}
-
-
+_FLOW = _RATES | {"passes": lambda budget, dim: budget.euler_steps, "reads": (*_SIZE, "compare.euler_steps")}
 _CHAIN: dict[str, Any] = {
     "kind": "chain",
     "knob": "least kernel width, in nearest-neighbour distances",
@@ -258,7 +255,7 @@ def sampler_net(direction: Direction) -> Generator:
         >>> sampler_net(DIRECTIONS["drift"]).label
         'sampler net, drift'
     """
-    keys = f"bandwidth_unit kernel self_term smooth floor learning_rate ema base {_MIXTURE}"
+    keys = "bandwidth_unit kernel self_term smooth floor learning_rate ema base"
     return Generator(
         direction.name,
         f"sampler net, {direction.label}",
@@ -267,7 +264,7 @@ def sampler_net(direction: Direction) -> Generator:
         knob=direction.knob,
         candidates=(0.7, 1.0, 1.4),
         passes=lambda budget, dim: 1,
-        reads=(*_SIZE, direction.bandwidths, *(f"sampler.{key}" for key in keys.split())),
+        reads=(*_SIZE, direction.bandwidths, *BASE_KEYS, *(f"sampler.{key}" for key in keys.split())),
     )
 
 
@@ -296,12 +293,12 @@ for _generator in (
         needs=("zuko", "pip install 'ldcvae[compare]'"),
         **_RATES,
     ),
-    Generator("flow_matching", "flow matching, {euler_steps} steps", lazy(f"{_FITS}:flow_matching"), **_flow(*_SIZE)),
+    Generator("flow_matching", "flow matching, {euler_steps} steps", lazy(f"{_FITS}:flow_matching"), **_FLOW),
     Generator(
         "flow_matching_from_base",
         "flow matching from the mixture, {euler_steps} steps",
         lazy(f"{_FITS}:flow_matching_from_base"),
-        **_flow(*_SIZE, *(f"sampler.{key}" for key in _MIXTURE.split())),
+        **_FLOW | {"reads": (*_FLOW["reads"], *BASE_KEYS)},
     ),
     Generator("mean_flow", "MeanFlow", lazy(f"{_FITS}:mean_flow"), **_ONE_PASS),
     Generator("langevin", "annealed Langevin, {chain_steps} steps", lazy(f"{_FITS}:langevin_chain"), **_CHAIN),

@@ -10,11 +10,13 @@ from ldcvae.densities.gaussian import Gaussian
 from ldcvae.densities.kernel_mixture import KernelMixture
 from ldcvae.densities.mcmc import hmc, langevin
 from ldcvae.directions.kernels import nearest_neighbour_distance
+from ldcvae.model import LDCVAE
 from ldcvae.rivals.fitting import Draw, Fitting
 from ldcvae.rivals.flows import fit_flow_matching, fit_mean_flow
 from ldcvae.rivals.generators import Fit, fit_autoregressive_flow, fit_two_stage
 from ldcvae.training.base import fit_base
 from ldcvae.training.sampler import SamplerPhase
+from ldcvae.training.settings import SamplerSettings
 from ldcvae.training.world import World, seeded_weights
 
 __all__ = [
@@ -120,11 +122,16 @@ def flow_matching(fitting: Fitting) -> Draw:
     return fitting.unwhitened(fit_flow_matching(_fit(fitting), fitting.budget.euler_steps))
 
 
+def _with_own_sampler(fitting: Fitting, sampler: SamplerSettings) -> LDCVAE:
+    """The fitting's autoencoder with an untrained sampler net and base of these sizes; the model's own stay."""
+    with seeded_weights(fitting.seed):
+        return fitting.model.with_new_sampler(sampler.width, sampler.depth, *sampler.base_shape)
+
+
 def flow_matching_from_base(fitting: Fitting) -> Draw:
     """See `fit_flow_matching`; paths start at the mixture that is the sampler net's base."""
     sampler = replace(fitting.budget.sampler, base="gmm")
-    with seeded_weights(fitting.seed):
-        model = fitting.model.with_new_sampler(sampler.width, sampler.depth, *sampler.base_shape)
+    model = _with_own_sampler(fitting, sampler)
     fit_base(model, fitting.encodings, sampler, fitting.seed)
     return fitting.unwhitened(fit_flow_matching(_fit(fitting), fitting.budget.euler_steps, model.draw_base))
 
@@ -140,8 +147,7 @@ def sampler_net(fitting: Fitting) -> Draw:
     The setting is a factor of the bandwidths. Goes on from the newest of `fitting.kept`. The model's own net stays.
     """
     sampler = fitting.budget.sampler
-    with seeded_weights(fitting.seed):
-        model = fitting.model.with_new_sampler(sampler.width, sampler.depth, *sampler.base_shape)
+    model = _with_own_sampler(fitting, sampler)
     factor = fitting.setting if fitting.setting is not None else 1.0
     widths = fitting.budget.bandwidths.get(fitting.name, sampler.bandwidths)
     own = replace(sampler, direction=fitting.name, bandwidths=tuple(factor * width for width in widths))

@@ -15,7 +15,7 @@ from safetensors.torch import load, save
 from ldcvae.encodings import Encodings
 from ldcvae.model import LDCVAE
 from ldcvae.training.world import seeded_weights
-from ldcvae.variants import AUTOENCODERS, GENERATORS
+from ldcvae.variants import AUTOENCODERS, BASE_KEYS, GENERATORS
 from pipeline.config.errors import PipelineError
 from pipeline.config.load import read_keys
 from pipeline.config.sections import Config
@@ -162,8 +162,7 @@ def decoder_cell(config: Config, parent: Cell) -> Cell:
         "parent": parent.key,
     }
     if config.decoder.fits_base:
-        names = ("base", "base_components", "base_centres", "base_spread", "posterior_noise")
-        content["reads"] = _read(config, (f"sampler.{name}" for name in names))
+        content["reads"] = _read(config, ("sampler.base", *BASE_KEYS))
     if (weights := perceptual_content(config)) is not None:
         content["perceptual_weights"] = sha256(weights)
     return Cell(_key(DECODER_FORMAT, content), parent.job | {"parent": parent.key, "decoder": True})
