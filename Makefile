@@ -38,7 +38,7 @@ lint: .venv/installed
 docs: .venv/installed
 	@$(BIN)/mkdocs build --strict
 
-# Every ratio of docs/performance.md, beside the committed ones.
+# The ratios of docs/performance.md, beside the committed ones; twenty minutes on two idle cores.
 bench: .venv/installed
 	@$(BIN)/python benchmarks/suite.py
 

@@ -1,4 +1,4 @@
-"""Every ratio that docs/performance.md speaks of, measured in one run and set beside those that were committed.
+"""The ratios of docs/performance.md, measured in one run and set beside those that were committed.
 
 Runs the scripts below one after the other, each in a process of its own on one thread, collects what they report,
 prints a table and writes `benchmarks/results.json` with machine and versions. A ratio more than 20 % worse than the
