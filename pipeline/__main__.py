@@ -42,6 +42,7 @@ SECTIONS = {
 }
 """Stage -> sections, or single keys, of the configuration that it reads; every stage reads name, storage and seed."""
 
+_BEGINS_ANEW = "\n--force begins anew each time: without it the same command goes on"
 _ONLY_READ = {"verify"}  # stages that write nothing: no lock, which read-only storage would refuse, and no --force
 
 
@@ -176,6 +177,7 @@ def main(stage: str, arguments: Sequence[str] | None = None) -> None:
             It is imported by that name: functions of `__main__` could not be found by Ray's workers.
         arguments: command line; None for `sys.argv`.
     """
+    forced = False
     try:
         # First of all: help and schema name their variants.
         load_plugins(_plugin_parser().parse_known_args(arguments)[0].plugin)
@@ -189,16 +191,18 @@ def main(stage: str, arguments: Sequence[str] | None = None) -> None:
         if stage in _ONLY_READ:
             work(run)
             return
+        forced = options.force not in (False, None)
         with held(run.folder, stage):
             work(run, **_forced(options))
     except ConfigError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
     except PipelineError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {error}{_BEGINS_ANEW if forced else ''}", file=sys.stderr)
         sys.exit(1)
     except KeyboardInterrupt:
-        print("\ninterrupted: the same command goes on from the last checkpoint", file=sys.stderr)
+        again = "the same command goes on from the last checkpoint"
+        print(f"\ninterrupted: {again}{_BEGINS_ANEW if forced else ''}", file=sys.stderr)
         sys.exit(130)
     except BrokenPipeError:  # `… | head` closed the pipe
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -6,6 +6,7 @@ Reads only storage and name: `python -m pipeline.verify --config runs/digits/con
 """
 
 import hashlib
+import time
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -21,6 +22,7 @@ from pipeline.store.run import STAGES, Run
 __all__ = ["Checked", "run"]
 
 _BLOCK = 2**23  # bytes of a file in memory
+_WRITTEN_IN = 2.0  # seconds after which a file that is being written has grown
 _MADE_FROM = {"data": ("train",), "train": ("samples", "evaluation")}  # stages -> what is made from them
 
 
@@ -89,14 +91,20 @@ def _checkpoints(folder: Folder) -> Iterator[Checked]:
     """What training that was stopped would go on from."""
     from pipeline.store.checkpoint import load_state  # imports torch, which nothing else here needs
 
+    def sizes(name: str) -> dict[str, int]:
+        return {file: info["size"] for file, info in folder.below(name).items()}
+
     for state in folder.files("train/ray-*/*/state.json"):
         name = state.rpartition("/")[0]
+        before = sizes(name)
         try:
             with (folder / name).local_copy() as path:
                 load_state(path, name)
-                yield Checked(name, sum(file.stat().st_size for file in path.iterdir()))
-        except PipelineError as error:
-            yield Checked(name, 0, _short(error, folder))
+            yield Checked(name, sum(before.values()))
+        except (PipelineError, OSError) as error:
+            time.sleep(_WRITTEN_IN)
+            if (after := sizes(name)) and after == before:  # else a training beside this writes or removes it
+                yield Checked(name, 0, _short(error, folder))
 
 
 def _tell(what: str, checked: list[Checked]) -> list[Checked]:

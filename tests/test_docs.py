@@ -85,7 +85,7 @@ def test_the_code_that_a_page_shows_runs(page, tmp_path, monkeypatch):
 
 # What a fresh reader should be able to say after a minute with README's first screen, and what it gives for that.
 ANSWERS = {
-    "what": "a VAE that draws its latents where its decoder was trained, by a net that SVGD or a relative teaches, in one pass",
+    "what": "a VAE that draws its latents where its decoder was trained, by a net that SVGD teaches, in one pass",
     "how good": "FD 2.25 on Fashion-MNIST, where N(0, I) has 46, a mixture 4.8 and unseen posteriors 2.03",
     "how fast": "twelve minutes on two cores, 72 seconds of training on an H200, 148,000 latents a second",
     "how": "`fit(images)` in Python, `make demo` or `python -m pipeline.run` on the command line",

@@ -13,7 +13,7 @@ from pipeline import prepare
 from pipeline.compare import cells
 from pipeline.compare import stage as compare_stage
 from pipeline.config.load import load_config
-from pipeline.judge import extractors
+from pipeline.judge import classifier
 from pipeline.prepare import stage as prepare_stage
 from pipeline.store.folder import fingerprint
 from pipeline.store.run import STAGES, Run, open_run
@@ -53,7 +53,7 @@ def test_every_stage_has_a_number_and_hands_it_over():
         ("autoencoder cell", "ldcvae/rivals/objectives.py", "ldcvae/rivals/fits.py"),
         ("generator cell", "ldcvae/densities/mcmc.py", "pipeline/compare/autoencoders.py"),
         ("decoder cell", "ldcvae/discriminator.py", "ldcvae/rivals/objectives.py"),
-        ("classifier", "pipeline/judge/extractors.py", "ldcvae/model.py"),
+        ("classifier", "pipeline/judge/classifier.py", "ldcvae/model.py"),
     ],
 )
 def test_sources_are_what_decides_the_outputs(part, behind, not_behind):
@@ -177,15 +177,15 @@ def test_a_raised_number_gives_cells_another_key_and_makes_the_comparison_stale(
 def test_a_raised_number_trains_the_classifier_again(tmp_path, monkeypatch):
     run = open_run(load_config(overrides=[f"storage={tmp_path}", "evaluate.classifier_epochs=1"]))
     prepare.run(run)
-    monkeypatch.setattr(extractors, "CLASSIFIER_FORMAT", 1)
+    monkeypatch.setattr(classifier, "CLASSIFIER_FORMAT", 1)
     trained = []
-    train = extractors.train_classifier
-    monkeypatch.setattr(extractors, "train_classifier", lambda *args: (trained.append(1), train(*args))[1])
-    extractors.build_extractor(run)
-    extractors.build_extractor(run)
+    train = classifier.train_classifier
+    monkeypatch.setattr(classifier, "train_classifier", lambda *args: (trained.append(1), train(*args))[1])
+    classifier.stored_classifier(run)
+    classifier.stored_classifier(run)
     assert len(trained) == 1
     assert "format" not in run.folder.read_json("evaluation/classifier.json")["made_of"]  # as 0.1 wrote it
-    monkeypatch.setattr(extractors, "CLASSIFIER_FORMAT", 2)
-    extractors.build_extractor(run)
-    extractors.build_extractor(run)
+    monkeypatch.setattr(classifier, "CLASSIFIER_FORMAT", 2)
+    classifier.stored_classifier(run)
+    classifier.stored_classifier(run)
     assert len(trained) == 2

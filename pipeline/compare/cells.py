@@ -18,7 +18,7 @@ from ldcvae.training.world import seeded_weights
 from ldcvae.variants import AUTOENCODERS, BASE_KEYS, GENERATORS
 from pipeline.config.errors import PipelineError
 from pipeline.config.load import read_keys
-from pipeline.config.sections import Config
+from pipeline.config.sections import Config, TrainConfig
 from pipeline.remote.failures import kind_of_record
 from pipeline.store.folder import Folder, fingerprint, sha256
 from pipeline.store.model import build_model, perceptual_content
@@ -53,18 +53,7 @@ DECODER = "+decoder"
 _FILES = ("model.safetensors", "encodings.safetensors")
 
 # Keys of `train` that no figure of a cell depends on, or only LDC-VAE's; a cell is trained by one process.
-_OPERATIONAL = {
-    "objective",
-    "consistency",
-    "consistency_floor",
-    "memory_mb",
-    "num_workers",
-    "device",
-    "checkpoint_epochs",
-    "checkpoint_steps",
-    "keep_checkpoints",
-    "max_failures",
-}
+_OPERATIONAL = TrainConfig.operational | {"objective", "consistency", "consistency_floor", "memory_mb"}
 
 
 @dataclass(frozen=True)
@@ -148,7 +137,7 @@ def autoencoder_cell(config: Config, data: str, features: str, name: str, settin
         "data": data,
         "features": features,
         "model": config.model.kept_under(),
-        "train": config.train.model_dump(mode="json", exclude=_OPERATIONAL),
+        "train": config.train.kept_under(_OPERATIONAL),
     }
     if AUTOENCODERS[name].gibbs and config.train.consistency:
         content["consistency"] = [config.train.consistency, config.train.consistency_floor]

@@ -16,7 +16,7 @@ from pipeline.config.errors import PipelineError
 from pipeline.judge.figures import Reference
 from pipeline.judge.generators import budget_of
 from pipeline.remote.failures import failure_kind, failure_reason
-from pipeline.remote.hardware import require_room, use_cuda
+from pipeline.remote.hardware import on_shares, require_room, use_cuda
 from pipeline.remote.memory import own_memory
 from pipeline.remote.progress import Display
 from pipeline.store.run import Run
@@ -73,10 +73,11 @@ class Schedule:
         key = "compare.cpus_per_cell" + (", compare.gpus_per_cell" if gpus else "")
         require_room(config, key, 1, "cell", {"CPU": settings.cpus_per_cell, "GPU": gpus})
         # A process for each cell: what the one before has left would count as this one's peak memory.
-        own = ray.remote(max_calls=1)(_compute)
+        alone = ray.remote(max_calls=1)(_compute)
         # Ray itself would start a cell that is killed for want of memory again without end.
-        self.task: Any = own.options(max_retries=0, num_cpus=settings.cpus_per_cell, num_gpus=gpus)
-        self.run, self.reference = ray.put(run), ray.put(reference)
+        self.task: Any = alone.options(max_retries=0, num_cpus=settings.cpus_per_cell, num_gpus=gpus)
+        own = run.with_config(on_shares(config, settings.gpus_per_cell))
+        self.run, self.reference = ray.put(own), ray.put(reference)
         self.display = Display("compare")
         self.total, self.weight = self._work()
         self.records: dict[str, dict[str, Any]] = {}

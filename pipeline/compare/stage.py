@@ -32,6 +32,7 @@ from pipeline.store.folder import Folder
 from pipeline.store.manifest import Manifest, say
 from pipeline.store.model import build_model
 from pipeline.store.run import Run
+from pipeline.store.weights import FILES, decoder_parts, judge_parts
 
 __all__ = ["run"]
 
@@ -194,10 +195,10 @@ def run(run: Run, force: bool = False, cells: Sequence[str] = (), retry_failed: 
     check_names(config, folder, cells)
     data = prepare.run(run)
     sections = ("model", "train", "sampler", "evaluate", "compare")
-    carried_out = {"num_workers", "device", "checkpoint_epochs", "checkpoint_steps", "keep_checkpoints"}
-    depends_on = {name: getattr(config, name).kept_under(carried_out) for name in sections}
+    left_out = config.train.operational | FILES
+    depends_on = {name: getattr(config, name).kept_under(left_out) for name in sections} | judge_parts(config)
     if config.compare.decoder != "none":
-        depends_on["decoder"] = config.decoder.model_dump(mode="json")
+        depends_on |= decoder_parts(config)
     if raised := raised_formats():  # else a finished comparison would go on showing cells of an older format
         depends_on["cells"] = raised
 

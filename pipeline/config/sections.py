@@ -4,7 +4,7 @@ The defaults are those of the bundled digits (`configs/digits.yaml` spells them 
 file works.
 """
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BeforeValidator, Field
 
@@ -110,6 +110,11 @@ class ModelConfig(Section):
 
 class TrainConfig(Section, AutoencoderSettings):
     """Phase 1: encoder and decoder."""
+
+    operational: ClassVar[frozenset[str]] = frozenset(
+        {"num_workers", "device", "checkpoint_epochs", "checkpoint_steps", "keep_checkpoints", "max_failures"}
+    )
+    """Keys that change how a training is carried out, not what it computes: it goes on with other values."""
 
     memory_mb: Annotated[int, Field(ge=0)] = Field(4096, description="MiB of a split held; more is streamed")
     num_workers: Workers = Field(

@@ -7,13 +7,14 @@ import os
 import re
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
+from urllib.parse import parse_qsl
 
 from fsspec import available_protocols
 
 from pipeline.config.sections import Config
 from pipeline.config.variants import SOURCES
 
-__all__ = ["CHECKS", "Check", "equal_parts", "submitted", "url_mistake"]
+__all__ = ["CHECKS", "Check", "equal_parts", "password_mistake", "submitted", "url_mistake"]
 
 _SECRET = r"[?&][^=&]*(access_key|secret|token|signature|password)[^=&]*=|[?&]sig="
 
@@ -106,6 +107,45 @@ def equal_parts(config: Config) -> Iterator[str]:
             )
 
 
+_SAID = re.compile(r"\$\w+")  # an environment variable, which stays one in the run's files
+_PASSWORDS = re.compile(r"pass|pwd|secret|token", re.I)
+
+
+def password_mistake(url: str) -> str:
+    """Why a database may not be named so; empty if it may. Never repeats a secret.
+
+    Example:
+        >>> password_mistake("postgresql://me:$PGPASSWORD@host/optuna")
+        ''
+        >>> password_mistake("postgresql://me:secret@host/optuna").partition(";")[0]
+        "a password in the configuration ends up in the run's files"
+    """
+    rest = url.partition("://")[2]
+    given = [found[1]] if (found := re.match(r"[^:/@]*:([^@]*)@", rest)) else []
+    given += [value for name, value in parse_qsl(rest.partition("?")[2]) if _PASSWORDS.search(name)]
+    if any(not _SAID.fullmatch(password) for password in given):
+        return (
+            "a password in the configuration ends up in the run's files; write $NAME in its place and set that "
+            "environment variable"
+        )
+    return ""
+
+
+def _study(config: Config) -> Iterator[str]:
+    if config.tune.study_url is not None and (mistake := password_mistake(config.tune.study_url)):
+        yield f"tune.study_url: {mistake}"
+
+
+def _weights(config: Config) -> Iterator[str]:
+    for key, url in (
+        ("evaluate.extractor_file", config.evaluate.extractor_file),
+        ("evaluate.inception_weights", config.evaluate.inception_weights),
+        ("decoder.perceptual_weights", config.decoder.perceptual_weights),
+    ):
+        if url is not None and (mistake := url_mistake(url)):
+            yield f"{key}: {mistake}"
+
+
 def _centres(config: Config) -> Iterator[str]:
     sampler, dim = config.sampler, config.model.latent_dim
     if sampler.base == "gmm" and sampler.base_centres > 1:
@@ -124,5 +164,7 @@ CHECKS = (
     Check(("data",), _data),
     Check(("train", "decoder", "sampler"), equal_parts),
     Check(("model", "sampler"), _centres),
+    Check(("tune",), _study),
+    Check(("evaluate", "decoder"), _weights),
 )
 """What is checked of every configuration that a user gives."""

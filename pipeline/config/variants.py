@@ -85,7 +85,9 @@ class FeatureExtractor:
 _BUILD = "pipeline.judge.extractors"
 
 EXTRACTORS: Registry[FeatureExtractor] = Registry("extractor")
-EXTRACTORS.register(FeatureExtractor("classifier", lazy(f"{_BUILD}:stored_classifier"), "FD-classifier"))
+EXTRACTORS.register(
+    FeatureExtractor("classifier", lazy("pipeline.judge.classifier:stored_classifier"), "FD-classifier")
+)
 EXTRACTORS.register(
     FeatureExtractor(
         "inception", lazy(f"{_BUILD}:inception"), "FID", ("torch_fidelity", "pip install 'ldcvae[inception]'")

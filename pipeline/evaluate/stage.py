@@ -7,6 +7,7 @@ from ldcvae.variants import GENERATORS
 from pipeline.config.load import read_keys
 from pipeline.store.manifest import Manifest
 from pipeline.store.run import Run
+from pipeline.store.weights import FILES, judge_parts
 
 __all__ = ["run"]
 
@@ -22,7 +23,8 @@ def run(run: Run, force: bool = False) -> Manifest:
         "data": data.digest,
         "train": trained.digest,
         "seed": run.config.seed,
-        "evaluate": run.config.evaluate.kept_under(),
+        "evaluate": run.config.evaluate.kept_under(FILES),
+        **judge_parts(run.config),
     }
     # Of other sections only what a learnt generator's fit reads.
     learnt = [record for name in run.config.evaluate.generators if (record := GENERATORS[name]).kind == "learnt"]

@@ -1,4 +1,4 @@
-"""Features that images are judged in: a classifier of the data's own labels, Inception, or random convolutions."""
+"""Features that images are judged in: Inception, random convolutions, a file's; the classifier has its own module."""
 
 import hashlib
 from collections.abc import Iterable
@@ -6,42 +6,29 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from safetensors.torch import load, save
 from torch import Tensor, nn
-from torch.nn import functional
 
-from ldcvae.batches import Chunks, batches, rows_at_a_time
+from ldcvae.batches import Chunks, batches
 from ldcvae.losses import as_float
 from ldcvae.perceptual import load_features
-from ldcvae.training.world import keyed_generator, seeded_weights
+from ldcvae.training.world import seeded_weights
 from pipeline.config.errors import ConfigError, PipelineError
 from pipeline.config.variants import EXTRACTORS
-from pipeline.remote.device import process_device
-from pipeline.remote.progress import Display
-from pipeline.store.data.shards import Images
-from pipeline.store.data.splits import labelled_images
-from pipeline.store.data.stored import StoredSplit
-from pipeline.store.folder import read_file, sha256
-from pipeline.store.manifest import at_format
+from pipeline.store.folder import sha256
 from pipeline.store.run import Run
-from pipeline.store.schema import Classifier, parse_as
+from pipeline.store.weights import read_file
 
 __all__ = [
     "Extractor",
+    "as_extractor",
     "build_extractor",
     "from_file",
     "inception",
     "random_convolutions",
     "second_extractor",
-    "stored_classifier",
-    "train_classifier",
+    "small_convolutions",
 ]
 
-# Of the classifier that is kept; CONTRIBUTING.md says when to raise it. It is trained again when it is next needed,
-# so raise the numbers of the stages that judge by it too, or they stay up to date by the old one.
-CLASSIFIER_FORMAT = 1
-
-_CLASSIFIER = "evaluation/classifier"
 _MOST = 1000  # images per pass
 
 
@@ -85,7 +72,8 @@ class Extractor:
         return {"name": self.name, "figure": self.figure, "sha256": self.sha256, "accuracy": self.accuracy}
 
 
-def _convolutions(shape: tuple[int, int, int]) -> list[nn.Module]:
+def small_convolutions(shape: tuple[int, int, int]) -> list[nn.Module]:
+    """Layers from images (n, C, H, W) of this shape to their features (n, k), with weights as torch draws them."""
     layers: list[nn.Module] = []
     channels, side = shape[0], min(shape[1:])
     for width in (32, 64, 128):
@@ -97,104 +85,10 @@ def _convolutions(shape: tuple[int, int, int]) -> list[nn.Module]:
     return [*layers, nn.AdaptiveAvgPool2d(min(side, 3)), nn.Flatten()]
 
 
-def _classifier(shape: tuple[int, int, int], classes: int) -> nn.Sequential:
-    """Small CNN whose features are the 64 ReLU activations before the last layer."""
-    convolutions = nn.Sequential(*_convolutions(shape))
-    with torch.no_grad():
-        size = convolutions(torch.zeros(1, *shape)).shape[1]
-    return nn.Sequential(convolutions, nn.Linear(size, 64), nn.ReLU(), nn.Linear(64, classes))
-
-
-@torch.no_grad()
-def _accuracy(network: nn.Module, images: StoredSplit) -> float:
-    device, right = next(network.parameters()).device, 0
-    for pixels, labels in images.read_each(images.groups):
-        parts = batches(torch.from_numpy(pixels.copy()), _MOST)  # Arrow's memory is read-only
-        guesses = torch.cat([network(as_float(part.to(device))).argmax(1).cpu() for part in parts])
-        right += int((guesses == torch.from_numpy(labels.copy())).sum())
-    return right / len(images)
-
-
-def train_classifier(train: Images, epochs: int, seed: int, device: torch.device | str = "cpu") -> nn.Sequential:
-    """A classifier of the labelled training images.
-
-    Args:
-        train: images and labels, on the CPU; unlabelled ones (-1) are left out.
-        epochs: passes over them.
-        seed: of first weights and order, which are the same on every device.
-        device: where it learns.
-
-    Returns:
-        The network there, in eval mode; without its last layer it is the feature extractor.
-    """
-    pixels, labels = train.pixels, train.labels
-    labelled = (labels >= 0).nonzero().squeeze(1)
-    shape = (pixels.shape[1], pixels.shape[2], pixels.shape[3])
-    with seeded_weights(seed):
-        network = _classifier(shape, len(train.classes)).to(device).to(memory_format=torch.channels_last)
-    batch = min(128, len(labelled))
-    steps = len(labelled) // batch
-    optimizer = torch.optim.AdamW(network.parameters(), lr=2e-3, weight_decay=1e-2, fused=True)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, epochs * steps)
-    display = Display("classifier")
-    for epoch in range(epochs):
-        display.update({"phase": "epochs", "done": epoch / epochs}, f"{epochs} epochs")
-        order = torch.randperm(len(labelled), generator=keyed_generator("cpu", seed, "classifier", epoch))
-        for index in labelled[order[: steps * batch]].split(batch):
-            optimizer.zero_grad(set_to_none=True)
-            for part in index.split(rows_at_a_time(shape, batch)):
-                images = as_float(pixels[part].to(device)).contiguous(memory_format=torch.channels_last)
-                loss = functional.cross_entropy(network(images), labels[part].to(device), label_smoothing=0.05)
-                (loss * (len(part) / batch)).backward()
-            optimizer.step()
-            schedule.step()
-    display.close()
-    return network.eval()
-
-
-def stored_classifier(run: Run) -> Extractor:
-    """The run's classifier on the CPU, trained once on this process's device and kept with its accuracy and hash.
-
-    Raises:
-        ConfigError: if the data have no labels.
-    """
-    config, folder, data = run.config, run.folder, run.data
-    classes = data.info["classes"]
-    if not classes:
-        raise ConfigError(
-            "evaluate.extractor: 'classifier' needs labels and this data set has none; use "
-            "evaluate.extractor=inception, or evaluate.extractor=random"
-        )
-    made_of = {
-        "data": data.digest,
-        "seed": config.seed,
-        "epochs": config.evaluate.classifier_epochs,
-        "memory_mb": config.train.memory_mb,
-    }
-    made_of = at_format(made_of, CLASSIFIER_FORMAT)
-    name, kept = f"{_CLASSIFIER}.json", {}
-    if folder.exists(name):
-        remedy = "delete it, and the classifier is trained again"
-        kept = parse_as(Classifier, folder.read(name), f"{folder.url}/{name}", remedy)
-    if kept.get("made_of") != made_of:
-        train = labelled_images(run, config.seed, "classifier")
-        trained = train_classifier(train, config.evaluate.classifier_epochs, config.seed, process_device(config))
-        content = save({name: tensor.cpu().contiguous() for name, tensor in trained.state_dict().items()})
-        accuracy = _accuracy(trained, StoredSplit(run, "test"))
-        kept = {"made_of": made_of, "accuracy": accuracy, "sha256": sha256(content)}
-        folder.write(f"{_CLASSIFIER}.safetensors", content)
-        folder.write_json(name, kept)
-    # Always as stored: the trained one's memory format would give other last bits than a later process sees.
-    network = _classifier(run.shape, len(classes))
-    network.load_state_dict(load(folder.read_verified(f"{_CLASSIFIER}.safetensors", kept["sha256"])))
-    network.eval()
-    files = (name, f"{_CLASSIFIER}.safetensors")
-    return _extractor("classifier", kept["sha256"], network[:-1], kept["accuracy"], files)
-
-
-def _extractor(
+def as_extractor(
     name: str, digest: str, network: nn.Module, accuracy: float | None = None, files: tuple[str, ...] = ()
 ) -> Extractor:
+    """The extractor of this name in `EXTRACTORS`, with the fields of `Extractor`."""
     # One memory format in every process, as others round otherwise; of those the fastest, by a third to a half.
     network = network.to(memory_format=torch.channels_last)
     return Extractor(name, EXTRACTORS[name].figure, digest, accuracy, network, files)
@@ -211,11 +105,11 @@ def random_convolutions(run: Run) -> Extractor:
     """Untrained convolutions with a fixed seed: weaker than learnt features, but the same for everybody."""
     shape = run.shape
     with seeded_weights(0):
-        network = nn.Sequential(*_convolutions(shape))
+        network = nn.Sequential(*small_convolutions(shape))
         with torch.no_grad():
             size = network(torch.zeros(1, *shape)).shape[1]
         network.append(nn.Linear(size, 64))
-    return _extractor("random", _digest(network), network.eval())
+    return as_extractor("random", _digest(network), network.eval())
 
 
 class _Inception(nn.Module):
@@ -258,7 +152,22 @@ def inception(run: Run) -> Extractor:
         raise PipelineError(
             f"Inception weights cannot be downloaded ({error}); give their path as evaluate.inception_weights=FILE"
         ) from error
-    return _extractor("inception", _digest(network), _Inception(network))
+    return as_extractor("inception", _digest(network), _Inception(network))
+
+
+class _FromFile(nn.Module):
+    """TorchScript, which cannot be pickled: it goes to another process as the file's content, on the CPU there."""
+
+    def __init__(self, content: bytes):
+        super().__init__()
+        self.content, self.network = content, load_features(content)
+
+    def __reduce__(self) -> tuple[type["_FromFile"], tuple[bytes]]:
+        return _FromFile, (self.content,)
+
+    def forward(self, images: Tensor) -> Tensor:
+        features: Tensor = self.network(images)
+        return features
 
 
 def from_file(run: Run) -> Extractor:
@@ -273,7 +182,7 @@ def from_file(run: Run) -> Extractor:
     url = str(run.config.evaluate.extractor_file)
     content = read_file(url, "evaluate.extractor_file")
     try:
-        network = load_features(content)
+        network = _FromFile(content)
     except ValueError as error:
         raise ConfigError(f"evaluate.extractor_file: {url}: {error}") from None
     try:

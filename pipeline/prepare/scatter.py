@@ -9,19 +9,17 @@ A bad image that is to be skipped changes the place of all: then the first pass 
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from functools import wraps
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
-from pipeline.config.errors import PipelineError
 from pipeline.config.sections import Config
 from pipeline.prepare.decode import progress
 from pipeline.prepare.gather import Collector, FirstImage
 from pipeline.prepare.indexed import IndexedImages, merge_skipped, read_ahead
 from pipeline.prepare.splits import cut_splits
 from pipeline.remote.connect import connect, parallel_map
-from pipeline.remote.failures import failure_reason
+from pipeline.remote.hardware import grows
 from pipeline.store.data.shards import SPLITS, Shard, rows_per_shard, write_index, write_shard
 from pipeline.store.folder import Folder
 from pipeline.store.manifest import Output
@@ -32,6 +30,7 @@ BLOCK_BYTES = 64 * 2**20
 """Pixels of a block of the first pass."""
 
 _SCRATCH = "data/scratch"
+_WAITING = 32  # tasks at a time on a cluster that grows
 
 T = TypeVar("T")
 
@@ -114,20 +113,6 @@ class _Gathering(NamedTuple):
     stretches: list[_Stretch]
 
 
-def _error_as_value(task: Callable[[Any], T]) -> Callable[[Any], T | PipelineError]:
-    """A task whose errors are told in their own words: raised, they would come back in Ray's."""
-
-    @wraps(task)
-    def told(job: Any) -> T | PipelineError:
-        try:
-            return task(job)
-        except PipelineError as error:
-            return error
-
-    return told
-
-
-@_error_as_value
 def _read_portion(portion: _Portion) -> _Read:
     """First pass: decode, and write blocks sorted by shard."""
     blocks: list[_Block] = []
@@ -159,7 +144,6 @@ def _read_portion(portion: _Portion) -> _Read:
     return _Read(blocks, channels, bad)
 
 
-@_error_as_value
 def _gather_shard(job: _Gathering) -> tuple[Shard, int]:
     """Second pass: write a shard; also the sum of its pixels."""
     rows, (channels, *sides) = job.place.rows, job.shape
@@ -198,9 +182,9 @@ def write_scattered(config: Config, folder: Folder, images: IndexedImages) -> Wr
 
     try:
         with connect(config):
-            return _write(config, folder, images, max(1, int(ray.cluster_resources().get("CPU", 1))))
-    except ray.exceptions.RayError as error:
-        raise PipelineError(f"{images.root}: a task of prepare failed: {failure_reason(error)}") from error
+            workers = max(1, int(ray.cluster_resources().get("CPU", 1)))
+            # What waits is the demand by which a cluster scales, and such a one begins small.
+            return _write(config, folder, images, max(workers, _WAITING) if grows() else workers)
     finally:
         folder.remove(_SCRATCH)
 
@@ -227,7 +211,7 @@ def _write(config: Config, folder: Folder, images: IndexedImages, workers: int) 
         blocks: list[_Block] = []
         found: dict[int, tuple[str, str]] = {}
         channels = 1
-        for read in _results(_read_portion, portions, workers, "decode", len(portions)):
+        for read in _results(_read_portion, portions, workers, images.root, "decode", len(portions)):
             for row, told in read.bad.items():
                 if row not in left_out:
                     bad.reject(*told)
@@ -244,7 +228,7 @@ def _write(config: Config, folder: Folder, images: IndexedImages, workers: int) 
         of_all[kept] = labels
         labels = of_all
     jobs = _gatherings(folder, places, blocks, labels, shape)
-    written = list(_results(_gather_shard, jobs, workers, "write", len(places)))
+    written = list(_results(_gather_shard, jobs, workers, images.root, "write", len(places)))
     outputs: list[Output] = []
     for split in SPLITS:
         shards = [shard for place, (shard, _) in zip(places, written, strict=True) if place.split == split]
@@ -298,9 +282,7 @@ def _gatherings(
 
 
 def _results(
-    task: Callable[[Any], T | PipelineError], jobs: Iterable[Any], workers: int, what: str, total: int
+    task: Callable[[Any], T], jobs: Iterable[Any], workers: int, root: str, what: str, total: int
 ) -> Iterator[T]:
-    for result in progress(parallel_map(task, jobs, workers), total, what, "tasks"):
-        if isinstance(result, PipelineError):
-            raise result
-        yield result
+    found = parallel_map(task, jobs, workers, what=f"{root}: a task of prepare")
+    yield from progress(found, total, what, "tasks")

@@ -137,6 +137,7 @@ def parallel_map(
     items: Iterable[Any],
     workers: int,
     resources: dict[str, float] | None = None,
+    what: str = "a task",
 ) -> Iterator[Any]:
     """Results of `function` over `items` in their order, from `workers` Ray tasks at a time.
 
@@ -145,8 +146,22 @@ def parallel_map(
         items: arguments, one each.
         workers: tasks in flight.
         resources: Ray resources of a task, e.g. `{"num_cpus": 1, "num_gpus": 0.5}`.
+        what: a task is called in errors.
+
+    Raises:
+        PipelineError: of the function, as it is raised there, not in Ray's wrapping; or because a task was lost.
     """
     import ray
+
+    def result(reference: Any) -> Any:
+        try:
+            return ray.get(reference)
+        except ray.exceptions.RayTaskError as error:
+            raise error.cause if isinstance(error.cause, PipelineError) else error from None
+        except ray.exceptions.RayError as error:
+            from pipeline.remote.failures import failure_reason  # which loads torch, as a finished run need not
+
+            raise PipelineError(f"{what} failed: {failure_reason(error)}") from error
 
     task: Any = ray.remote(function).options(**(resources or {"num_cpus": 1}))
     pending: list[Any] = []
@@ -154,25 +169,20 @@ def parallel_map(
     for item in waiting:
         pending.append(task.remote(item))
         if len(pending) >= workers:
-            yield ray.get(pending.pop(0))
+            yield result(pending.pop(0))
     while pending:
-        yield ray.get(pending.pop(0))
+        yield result(pending.pop(0))
 
 
 def run_on_accelerator(config: Config, function: Callable[[Any], Any], argument: Any) -> Any:
     """`function(argument)`, on a GPU of the cluster if there is a cluster and `train.device` says so, else here.
 
     Raises:
-        PipelineError: of the function, as it is raised here, not in Ray's wrapping with a traceback.
+        PipelineError: as `parallel_map`.
     """
     if is_local(config):
         return function(argument)
-    import ray
-
     with connect(config):
         if not use_cuda(config.train.device):
             return function(argument)
-        try:
-            return next(parallel_map(function, [argument], 1, task_resources(True, 1)))
-        except ray.exceptions.RayTaskError as error:
-            raise error.cause if isinstance(error.cause, PipelineError) else error from None
+        return next(parallel_map(function, [argument], 1, task_resources(True, 1)))

@@ -15,11 +15,13 @@ from pipeline.config.variants import EXTRACTORS, FeatureExtractor
 
 __all__ = [
     "Placement",
+    "grows",
     "hardware_checks",
     "has_gpus",
     "in_job",
     "is_local",
     "missing",
+    "on_shares",
     "place_workers",
     "require_room",
     "room",
@@ -123,11 +125,25 @@ def _nodes() -> list[dict[str, float]]:
     return [node["Resources"] for node in ray.nodes() if node["Alive"]]
 
 
-def _grows() -> bool:
+def grows() -> bool:
     """Whether a launcher that adds nodes by demand (`ray up`, KubeRay) has started nodes of this cluster."""
     import ray
 
     return any(node["Alive"] and "ray.io/node-group" in node.get("Labels", {}) for node in ray.nodes())
+
+
+def on_shares(config: Config, gpus: float | None) -> Config:
+    """The configuration of a trial or a cell that is given so much of a GPU: without any it computes on the CPU.
+
+    A task that asks Ray for no GPU still sees them all, and as many tasks as there are CPUs would share the first.
+
+    Example:
+        >>> on_shares(Config(), 0.0).train.device, on_shares(Config(), None).train.device
+        ('cpu', 'auto')
+    """
+    if gpus != 0 or config.train.device != "auto":
+        return config
+    return config.model_copy(update={"train": config.train.model_copy(update={"device": "cpu"})})
 
 
 def room(bundle: Mapping[str, float], nodes: Sequence[Mapping[str, float]]) -> int:
@@ -186,7 +202,7 @@ def require_room(
     nodes = _nodes()
     fits = room(bundle, nodes)
     empty = not any(node.get("CPU") or node.get("GPU") for node in nodes)
-    if fits < wanted and (is_local(config) or not (empty or _grows())):
+    if fits < wanted and (is_local(config) or not (empty or grows())):
         each = " each" if wanted > 1 else ""
         words = " and ".join(_count(count, kind) for kind, count in bundle.items() if count)
         raise ConfigError(

@@ -16,6 +16,7 @@ from pipeline.remote.connect import connect, parallel_map, task_resources
 from pipeline.remote.device import device_name, process_device
 from pipeline.remote.hardware import is_local, use_cuda
 from pipeline.store.data.shards import encode_shard
+from pipeline.store.manifest import Output
 from pipeline.store.model import load_model
 from pipeline.store.run import Run
 
@@ -65,9 +66,9 @@ def _model(run: Run, digest: str, device: torch.device) -> LDCVAE:
 
 
 class _Written(NamedTuple):
-    """What a batch has left: paths under the run's folder, what drew it, and as many images as a grid shows."""
+    """What a batch has left: its files, what drew it, and as many images as a grid shows."""
 
-    names: list[str]
+    files: list[Output]
     device: str
     first: np.ndarray
 
@@ -76,14 +77,17 @@ def _write_batch(job: dict[str, Any]) -> _Written:
     run, batch, device = job["run"], job["batch"], torch.device(job["device"])
     settings = run.config.sample
     pixels = sample_batch(_model(run, job["digest"], device), run.config.seed, batch, job["size"])
-    name = f"samples/images-{batch:05d}.parquet"
-    run.folder.write(name, encode_shard(pixels.numpy(), None, "sample"))
-    names = [name]
+    contents = [(f"samples/images-{batch:05d}.parquet", encode_shard(pixels.numpy(), None, "sample"))]
     if settings.png:
-        for offset, image in enumerate(pixels):
-            names.append(f"samples/png/{job['first'] + offset:06d}.png")
-            run.folder.write(names[-1], encode_png(image))
-    return _Written(names, device_name(device), pixels[: settings.grid**2 if batch == 0 else 0].numpy())
+        first = job["first"]
+        contents += [(f"samples/png/{first + at:06d}.png", encode_png(image)) for at, image in enumerate(pixels)]
+    for name, content in contents:
+        run.folder.write(name, content)
+    return _Written(
+        [Output.of(*one) for one in contents],
+        device_name(device),
+        pixels[: settings.grid**2 if batch == 0 else 0].numpy(),
+    )
 
 
 def _write_all(run: Run, jobs: list[dict[str, Any]]) -> list[_Written]:
@@ -100,7 +104,7 @@ def _write_all(run: Run, jobs: list[dict[str, Any]]) -> list[_Written]:
         return list(parallel_map(_write_batch, placed, workers, task_resources(cuda, workers)))
 
 
-def work(run: Run, digest: str) -> tuple[list[str], dict[str, Any]]:
+def work(run: Run, digest: str) -> tuple[list[str | Output], dict[str, Any]]:
     """Draw and write all images of the model with this digest; name what was written and what is to be told."""
     settings, folder = run.config.sample, run.folder
     folder.remove("samples")
@@ -117,8 +121,8 @@ def work(run: Run, digest: str) -> tuple[list[str], dict[str, Any]]:
     written = _write_all(run, jobs)
     shown = written[0].first
     folder.write("samples/grid.png", image_grid(shown / 255.0, settings.grid))
-    names = [name for part in written for name in part.names]
+    files = [file for part in written for file in part.files]
     # What drew them is told, but does not make them stale: images of either kind are draws of the same model.
     device = ", ".join(sorted({part.device for part in written}))
     info = {"num_images": settings.num_images, "pixel_mean": float(np.mean(shown)), "device": device}
-    return ["samples/grid.png", *names], info
+    return ["samples/grid.png", *files], info

@@ -16,6 +16,7 @@ from safetensors.torch import load_file, save_file
 
 from pipeline.config.errors import PipelineError
 from pipeline.store.folder import Folder, fingerprint
+from pipeline.store.manifest import say
 
 __all__ = ["NewestCheckpoint", "load_state", "save_state"]
 
@@ -155,13 +156,12 @@ class NewestCheckpoint:
                 self.folder.remove(old)
 
     def load(self) -> dict[str, Any] | None:
-        """The newest state, or None.
-
-        Raises:
-            PipelineError: if it is damaged.
-        """
-        names = self._names()
-        if not names:
-            return None
-        with (self.folder / names[-1]).local_copy() as path:
-            return load_state(path)
+        """The newest whole state, or None; of a damaged one it is told that the work begins anew."""
+        for name in reversed(self._names()):
+            where = self.folder / name
+            try:
+                with where.local_copy() as path:
+                    return load_state(path, where.url)
+            except PipelineError as error:
+                say(f"{error}; it is not gone on from")
+        return None

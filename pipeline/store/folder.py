@@ -22,7 +22,7 @@ from fsspec.implementations.local import LocalFileSystem
 from pipeline.config.errors import ConfigError, MissingFileError, PipelineError
 from pipeline.config.together import url_mistake
 
-__all__ = ["Folder", "fingerprint", "read_file", "sha256"]
+__all__ = ["Folder", "fingerprint", "sha256"]
 
 # Read by S3's clients when they are made: go on asking through an outage of a minute (attempts with growing pauses, a
 # minute and a half in the mean), where their own defaults give up after seconds. What the user has set stays.
@@ -216,6 +216,12 @@ class Folder:
                     os.link(self.path(temporary), self.path(name))
                 except FileExistsError:
                     return False
+                except OSError:  # without hard links, as on exFAT and many network drives: one gets it, still empty
+                    try:
+                        os.close(os.open(self.path(name), os.O_CREAT | os.O_EXCL))
+                    except FileExistsError:
+                        return False
+                    self.write(name, content)
                 finally:
                     os.unlink(self.path(temporary))
                 return True
@@ -300,20 +306,3 @@ class Folder:
 
 _UMASK = os.umask(0)
 os.umask(_UMASK)  # mkstemp makes files private; artefacts follow the user's umask like any other file
-
-
-def read_file(url: str, key: str) -> bytes:
-    """Content of a file that a key of the configuration names.
-
-    Args:
-        url: path or URL.
-        key: for the error.
-
-    Raises:
-        ConfigError: naming the key, if it cannot be read.
-    """
-    folder, _, name = Folder(url).url.rpartition("/")
-    try:
-        return Folder(folder or "/").read(name)
-    except PipelineError as error:
-        raise ConfigError(f"{key}: {error}") from None

@@ -1,7 +1,8 @@
 """The trained model on storage: `model/config.json` and `model/model.safetensors`, all that sampling needs.
 
-`train/best/` has the same two files, from the validation at which the sampler was best so far. Where phase `decoder`
-trained the decoder on, `train/decoder-before.safetensors` has its weights of before, for who wants to compare.
+`train/best/` has the same two files, from the validation at which the sampler was best. Where phase `decoder`
+trained the decoder on, `train/decoder-before.safetensors` has its weights of before, for who wants to compare. Until
+a training ends, it keeps both beside its checkpoints: one of another configuration may run, and end, in between.
 """
 
 import copy
@@ -18,8 +19,9 @@ from ldcvae.model import LDCVAE, LDCVAEConfig
 from ldcvae.perceptual import feature_distance, load_features
 from pipeline.config.errors import ConfigError, PipelineError
 from pipeline.config.sections import Config
-from pipeline.store.folder import Folder, read_file
+from pipeline.store.folder import Folder
 from pipeline.store.run import Run
+from pipeline.store.weights import read_file
 
 __all__ = [
     "BEFORE_FILE",
@@ -30,6 +32,7 @@ __all__ = [
     "load_model",
     "perceptual_content",
     "perceptual_features",
+    "publish",
     "write_before",
     "write_best",
     "write_model",
@@ -113,13 +116,19 @@ def write_model(folder: Folder, model: LDCVAE, files: tuple[str, ...] = MODEL_FI
             folder.write(name, (Path(temporary) / Path(name).name).read_bytes())
 
 
-def write_best(folder: Folder, model: LDCVAE, sampler: nn.Module, validations: list[float]) -> None:
-    """Keep `train/best/` at the sampler's best validation.
+def _own(training: str, file: str) -> str:
+    """Where a training keeps a file of `train/` until it ends."""
+    return file.replace("train/", f"train/{training}/", 1)
+
+
+def write_best(folder: Folder, training: str, model: LDCVAE, sampler: nn.Module, validations: list[float]) -> None:
+    """Keep the training's `best/` at the sampler's best validation.
 
     To be called before the checkpoint that remembers this validation: a run that goes on from it must find the files.
 
     Args:
         folder: the run's.
+        training: name of the folder of its checkpoints.
         model: with the trained encoder and decoder.
         sampler: its averaged weights.
         validations: figures so far, the lowest best, this sampler's the last.
@@ -128,12 +137,31 @@ def write_best(folder: Folder, model: LDCVAE, sampler: nn.Module, validations: l
         return
     best = copy.deepcopy(model)
     best.sampler.load_state_dict(sampler.state_dict())
-    write_model(folder, best, BEST_FILES)
+    write_model(folder, best, tuple(_own(training, file) for file in BEST_FILES))
 
 
-def write_before(folder: Folder, model: LDCVAE) -> None:
+def write_before(folder: Folder, training: str, model: LDCVAE) -> None:
     """Keep the decoder's weights as they are before phase `decoder`; to be called before its first checkpoint."""
-    folder.write(BEFORE_FILE, save({name: part.contiguous() for name, part in model.decoder.state_dict().items()}))
+    weights = {name: part.contiguous() for name, part in model.decoder.state_dict().items()}
+    folder.write(_own(training, BEFORE_FILE), save(weights))
+
+
+def publish(folder: Folder, training: str, before: bool) -> list[str]:
+    """Give what a training has kept its place in `train/`; the files' names.
+
+    Args:
+        folder: the run's.
+        training: name of the folder of its checkpoints.
+        before: whether it had a phase `decoder`.
+    """
+    found = []
+    for file in (*BEST_FILES, *([BEFORE_FILE] if before else [])):
+        if folder.exists(own := _own(training, file)):
+            folder.write(file, folder.read(own))
+        elif file == BEFORE_FILE and not folder.exists(file):
+            continue  # an earlier version began this training in phase `decoder`, and kept none
+        found.append(file)
+    return found
 
 
 def load_before(run: Run, model: LDCVAE) -> LDCVAE | None:

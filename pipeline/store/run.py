@@ -104,12 +104,13 @@ class Run:
         """The manifest of a finished stage that was made with this configuration.
 
         Raises:
-            ConfigError: naming the keys in which the configurations differ.
+            ConfigError: naming the keys in which the configurations differ, or the earlier stage that has been made
+                anew since.
             PipelineError: as `manifest`.
         """
         manifest = self.manifest(stage)
         here = _flat(self.config.model_dump(mode="json"))
-        there = _flat(manifest.info.get("made_with", {}))
+        there = _flat(_mapping(manifest.info, "made_with"))
         if stage == "train":
             there = _BEFORE | there
         differing = [
@@ -124,6 +125,13 @@ class Run:
             )
             what = f"{self.folder.url}/{stage} was made with another configuration:"
             raise ConfigError("\n  ".join([what, *differing, remedy]))
+        for earlier, digest in _mapping(manifest.info, "made_from").items():
+            if earlier in STAGES and self.has(earlier) and self.manifest(earlier).digest != digest:
+                raise ConfigError(
+                    f"{self.folder.url}/{stage} was made from another {earlier}/ than is there now: make it anew by "
+                    f"`python -m pipeline.{STAGES[stage]}`, or by `python -m pipeline.run`, which makes all that "
+                    "follows"
+                )
         return manifest
 
     def output(self, stage: str, name: str) -> bytes:
@@ -210,12 +218,19 @@ class Run:
         # Without the seed: another one draws other images from the same model.
         sections = {name for name, value in depends_on.items() if isinstance(value, dict)} & set(Config.model_fields)
         made_with = {name: depends_on[name] for name in sorted(sections)}
-        info = info | {"made_with": json.loads(json.dumps(made_with))}
+        made_from = {name: depends_on[name] for name in STAGES if isinstance(depends_on.get(name), str)}
+        info = info | {"made_with": json.loads(json.dumps(made_with)), "made_from": made_from}
         manifest = Manifest(stage, wanted, outputs, info, _versions(), finished, seconds)
         self.folder.write_json(f"{stage}/manifest.json", manifest._asdict())
         self._manifests[stage] = manifest
         say(f"{stage}: done in {seconds:.0f} s, {self.folder.url}/{stage}")
         return manifest
+
+
+def _mapping(info: Mapping[str, Any], name: str) -> dict[str, Any]:
+    """An entry of a manifest's `info` that says what it was made of; nothing where a version before had none."""
+    found = info.get(name)
+    return found if isinstance(found, dict) else {}
 
 
 def _flat(content: Mapping[str, Any]) -> dict[str, Any]:

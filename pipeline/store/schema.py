@@ -128,7 +128,7 @@ class Classifier(TypedDict):
     """evaluation/classifier.json."""
 
     made_of: dict[str, Any]
-    accuracy: Annotated[float, AllowInfNan(False)]
+    accuracy: _Number
     sha256: str
 
 

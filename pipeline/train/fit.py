@@ -13,13 +13,7 @@ from pipeline.remote.progress import board
 from pipeline.store.folder import Folder
 from pipeline.store.history import HISTORY_FILES, read_history
 from pipeline.store.manifest import say
-from pipeline.store.model import (
-    BEFORE_FILE,
-    BEST_FILES,
-    MODEL_FILES,
-    build_model,
-    perceptual_features,
-)
+from pipeline.store.model import MODEL_FILES, build_model, perceptual_features, publish
 from pipeline.store.run import Run
 from pipeline.train.failures import counting, explain
 from pipeline.train.worker import train_worker
@@ -82,7 +76,7 @@ def _fit(run: Run, name: str) -> dict[str, Any]:
     with board("train") as progress:
         trainer = TorchTrainer(
             train_worker,  # type: ignore[arg-type]  # Train V2 takes and returns dicts
-            train_loop_config={"run": run, "threads": placement.threads, "board": progress},
+            train_loop_config={"run": run, "name": name, "threads": placement.threads, "board": progress},
             scaling_config=ScalingConfig(
                 num_workers=workers if isinstance(workers, int) else (workers[0], workers[1]),  # type: ignore[arg-type]
                 use_gpu=placement.cuda,
@@ -128,7 +122,6 @@ def work(run: Run, force: bool, fingerprint: str) -> tuple[list[str], dict[str, 
     if "failure" in outcome:
         raise PipelineError(outcome["failure"])
     last = {record["phase"]: record for record in read_history(folder)}
-    # A training that an earlier version began in phase `decoder` has none.
-    before = [BEFORE_FILE] if config.decoder.epochs and folder.exists(BEFORE_FILE) else []
+    kept = publish(folder, name, before=config.decoder.epochs > 0)
     figures = {"figures": last, "num_workers": config.train.num_workers}
-    return [*MODEL_FILES, *BEST_FILES, *HISTORY_FILES, *before], figures | outcome
+    return [*MODEL_FILES, *HISTORY_FILES, *kept], figures | outcome

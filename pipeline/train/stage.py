@@ -5,16 +5,13 @@ from typing import Any
 
 from ldcvae.registry import lazy
 from pipeline.config.sections import Config
-from pipeline.store.folder import read_file, sha256
 from pipeline.store.manifest import Manifest
 from pipeline.store.run import Run
+from pipeline.store.weights import decoder_parts
 
 __all__ = ["run"]
 
 FORMAT = 4  # of weights and history, unfinished ones too; CONTRIBUTING.md says when to raise it
-
-# Keys that change how a run is carried out, not what it computes: a run may be resumed with other values.
-_OPERATIONAL = {"num_workers", "device", "checkpoint_epochs", "checkpoint_steps", "keep_checkpoints", "max_failures"}
 
 _check, _work = lazy("pipeline.train.fit:check"), lazy("pipeline.train.fit:work")
 
@@ -24,14 +21,10 @@ def _depends_on(config: Config, data: str) -> dict[str, Any]:
         "data": data,
         "seed": config.seed,
         "model": config.model.kept_under(),
-        "train": config.train.model_dump(mode="json", exclude=_OPERATIONAL),
-        "sampler": config.sampler.model_dump(mode="json", exclude={"checkpoint_steps"}),
+        "train": config.train.kept_under(config.train.operational),
+        "sampler": config.sampler.kept_under({"checkpoint_steps"}),
     }
-    if config.decoder.epochs:
-        depends_on["decoder"] = config.decoder.model_dump(mode="json", exclude={"perceptual_weights"})
-        if (file := config.decoder.features_file) is not None:  # it may lie elsewhere tomorrow
-            depends_on["perceptual_weights"] = sha256(read_file(file, "decoder.perceptual_weights"))
-    return depends_on
+    return depends_on | decoder_parts(config)
 
 
 def run(run: Run, force: bool = False) -> Manifest:

@@ -125,7 +125,7 @@ def train_worker(job: dict[str, Any]) -> dict[str, Any]:
     """One rank's whole training.
 
     Args:
-        job: `run` (Run), `threads` (CPU threads), `board` (progress actor).
+        job: `run` (Run), `name` (of its checkpoints' folder), `threads` (CPU threads), `board` (progress actor).
 
     Returns:
         `{"device": name}` when the model is written, or `{"failure": message}` when the loss became non-finite, or
@@ -183,7 +183,7 @@ def _train(job: dict[str, Any]) -> dict[str, Any]:
         encodings, held_out = (encode_split(model, images, world) for images in (train, validation))
         if config.decoder.epochs and (state is None or state["phase"]["phase"] == DecoderPhase.name):
             if state is None and world.rank == 0:
-                write_before(run.folder, model)
+                write_before(run.folder, job["name"], model)
             phase = DecoderPhase(
                 model,
                 train,
@@ -221,6 +221,7 @@ def _train(job: dict[str, Any]) -> dict[str, Any]:
             if world.rank == 0:
                 write_best(
                     run.folder,
+                    job["name"],
                     model,
                     second.averaged,
                     [line["validation_sliced_wasserstein"] for line in second.history],

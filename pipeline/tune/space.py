@@ -14,7 +14,7 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution, Floa
 
 from pipeline.config.errors import ConfigError
 from pipeline.config.load import describe_keys, nearest_key, override
-from pipeline.config.sections import Config
+from pipeline.config.sections import Config, TrainConfig
 from pipeline.config.tune import Distribution
 from pipeline.tune.internals import contains
 
@@ -29,16 +29,7 @@ _LADDER_DEFAULTS: dict[str, Any] = {  # what a ladder key is in a configuration 
     _LADDER[2]: len,
 }
 # Keys that say how training is carried out: no figure depends on them.
-_OPERATIONAL = {
-    "train.num_workers",
-    "train.device",
-    "train.memory_mb",
-    "train.checkpoint_epochs",
-    "train.checkpoint_steps",
-    "train.keep_checkpoints",
-    "train.max_failures",
-    "sampler.checkpoint_steps",
-}
+_OPERATIONAL = {f"train.{key}" for key in TrainConfig.operational} | {"train.memory_mb", "sampler.checkpoint_steps"}
 
 
 def ladder(smallest: float, largest: float, count: int) -> list[float]:

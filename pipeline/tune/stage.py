@@ -16,13 +16,14 @@ from pipeline.config.sections import Config
 from pipeline.judge.figures import make_reference
 from pipeline.judge.pages.pictures import Picture
 from pipeline.remote.connect import connect
-from pipeline.remote.hardware import require_room, use_cuda
+from pipeline.remote.hardware import grows, on_shares, require_room, use_cuda
 from pipeline.remote.internals import count_killed_trials_as_lost, keep_keys_out_of_runtime_environments
 from pipeline.store.data.splits import split_images
 from pipeline.store.folder import fingerprint
 from pipeline.store.manifest import Manifest, at_format, say
 from pipeline.store.model import load_model
 from pipeline.store.run import Run
+from pipeline.store.weights import FILES, decoder_parts, judge_parts
 from pipeline.tune.space import SearchSpace, build_space
 from pipeline.tune.trial import Shared, Trial, phases_of
 
@@ -56,7 +57,8 @@ def _template(run: Run, space: SearchSpace, study: str) -> Trial:
         error, held_out = reconstruction_error(model.reconstruct, validation), encode_split(model, validation)
         del validation  # one split in memory at a time
         shared = Shared(weights, encode_split(model, split_images(run, "train")), held_out, error)
-    return Trial(run, study, 0, run.config.tune.cpus_per_trial, reference, shared)
+    own = on_shares(run.config, run.config.tune.gpus_per_trial)
+    return Trial(run.with_config(own), study, 0, run.config.tune.cpus_per_trial, reference, shared)
 
 
 def _resources(config: Config) -> tuple[dict[str, float], int]:
@@ -73,8 +75,8 @@ def _resources(config: Config) -> tuple[dict[str, float], int]:
         own = {"CPU": float(settings.cpus_per_trial)} | ({"GPU": share} if share else {})
         key = "tune.cpus_per_trial" + (", tune.gpus_per_trial" if share else "")
         fit = require_room(config, key, 1, "trial", own)
-    if fit < 1:  # a cluster that scales by demand starts without any
-        return own, settings.max_concurrent or 1
+    if fit < 1 or grows():  # what waits is the demand by which a cluster scales
+        return own, settings.max_concurrent or max(fit, 1)
     return own, min(fit, settings.max_concurrent or fit)
 
 
@@ -181,7 +183,9 @@ def _results(run: Run, study: Any, name: str) -> tuple[list[str], dict[str, Any]
         folder.remove(old)
     for file, content in files.items():
         folder.write(file, content)
-    folder.remove("tune/checkpoints")
+    folder.remove(f"tune/checkpoints/{name}")
+    if not folder.below("tune/checkpoints"):  # of another search that has not ended
+        folder.remove("tune/checkpoints")
     states = [trial.state.name for trial in trials]
     say(
         f"tune: {len(trials)} trials: {states.count('COMPLETE')} completed, {states.count('PRUNED')} stopped early, "
@@ -222,15 +226,14 @@ def run(run: Run, force: bool = False) -> Manifest:
     if space.only_sampler:
         parts["train"] = train.run(run).digest
     else:
-        carried_out = {"device", "num_workers", "checkpoint_epochs", "checkpoint_steps"}
-        parts["train"] = config.train.model_dump(mode="json", exclude=carried_out)
+        parts["train"] = config.train.kept_under(config.train.operational)
         if phases_of(config, shares=False) > 2:
-            parts["decoder"] = config.decoder.model_dump(mode="json")
+            parts |= decoder_parts(config, even_without=True)
     parts["model"] = config.model.kept_under()
-    parts["sampler"] = config.sampler.model_dump(mode="json", exclude={"checkpoint_steps"})
-    features = {"extractor", "inception_weights", "extractor_file", "classifier_epochs", "neighbours"}
-    judged = config.evaluate.kept_under()
-    parts["features"] = {key: judged[key] for key in features & set(judged)}
+    parts["sampler"] = config.sampler.kept_under({"checkpoint_steps"})
+    judged = config.evaluate.kept_under(FILES)
+    parts["features"] = {key: judged[key] for key in {"extractor", "classifier_epochs", "neighbours"} & set(judged)}
+    parts |= judge_parts(config)
     parts["tune"] = config.tune.model_dump(mode="json", exclude=_OPERATIONAL)
     name = f"{config.name}-{fingerprint(at_format(parts, FORMAT))[:8]}"
 

@@ -3,7 +3,6 @@
 import io
 import json
 import os
-import re
 from collections.abc import Iterable
 from datetime import UTC
 from typing import Any, Literal
@@ -56,15 +55,10 @@ def open_storage(run: Folder, url: str | None) -> BaseStorage:
     """Optuna's storage: the database at `url`, else the journal `tune/study.log` of the run.
 
     Raises:
-        ConfigError: if the URL carries a password or names a variable that is not set.
+        ConfigError: if the URL names a variable that is not set.
         PipelineError: if the database cannot be reached or the journal is damaged.
     """
     if url is not None:
-        if re.search(r"://[^/@]*:[^/@$]+@", url):
-            raise ConfigError(
-                "tune.study_url: a password in the configuration ends up in the run's files; write $NAME in its "
-                "place and set that environment variable"
-            )
         expanded = os.path.expandvars(url)
         if "$" in expanded:
             raise ConfigError(f"tune.study_url: {url!r} names an environment variable that is not set")

@@ -157,7 +157,7 @@ class _Running:
         figures: dict[str, float] = {}
         if world.rank == 0:
             figures = self._figures(lambda n, g: self._generate(second, n, g), config.tune.draws, reconstruction)
-            figures |= {"seconds": self._seconds(), **second.history[-1]}
+            figures |= {**second.history[-1], "seconds": self._seconds()}  # of all phases
             figures = {name: value for name, value in figures.items() if name not in ("phase", "time")}
             self._save(second, offset + reports)
             grid = torch.cat([*self._generate(second, _GRID**2, keyed_generator(world.device, config.seed, "grid"))])

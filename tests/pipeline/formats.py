@@ -75,7 +75,7 @@ PARTS = {
     "generator cell": Part("pipeline.compare.cells", "GENERATOR_FORMAT", CELLS[1:2]),
     "decoder cell": Part("pipeline.compare.cells", "DECODER_FORMAT", CELLS[2:], FITTED),
     "classifier": Part(
-        "pipeline.judge.extractors", "CLASSIFIER_FORMAT", ("pipeline.judge.extractors",), ("ldcvae.rivals",)
+        "pipeline.judge.classifier", "CLASSIFIER_FORMAT", ("pipeline.judge.classifier",), ("ldcvae.rivals",)
     ),
 }
 

@@ -13,7 +13,7 @@ from test_old_run import OLD
 
 from ldcvae import LDCVAE
 from pipeline import sample
-from pipeline.config.errors import ConfigError
+from pipeline.config.errors import ConfigError, PipelineError
 from pipeline.config.load import load_config
 from pipeline.judge import figures
 from pipeline.judge.extractors import Extractor
@@ -79,20 +79,29 @@ def test_judging_goes_where_training_would(monkeypatch, overrides, gpus, placed)
 
 
 def test_what_a_user_causes_is_told_as_it_is_from_a_task_too(monkeypatch):
-    def task(cause):
-        def failing(*_):
-            raise ray.exceptions.RayTaskError("f", "a page of traceback", cause).as_instanceof_cause()
+    class Task:
+        remote = options = lambda self, *_, **__: self
+
+    def task(error):
+        def failing(_):
+            raise error
 
         monkeypatch.setattr(connect, "connect", lambda config: contextlib.nullcontext())
         monkeypatch.setattr(ray, "cluster_resources", lambda: {"GPU": 1.0})
-        monkeypatch.setattr(connect, "parallel_map", failing)
+        monkeypatch.setattr(ray, "remote", lambda function: Task())
+        monkeypatch.setattr(ray, "get", failing)
         connect.run_on_accelerator(load_config(None, ["ray.address=here"]), print, None)
 
+    def raised(cause):
+        return ray.exceptions.RayTaskError("f", "a page of traceback", cause).as_instanceof_cause()
+
     with pytest.raises(ConfigError) as caught:
-        task(ConfigError("no labels"))
+        task(raised(ConfigError("no labels")))
     assert str(caught.value) == "no labels"
     with pytest.raises(ray.exceptions.RayTaskError, match="a page of traceback"):
-        task(ValueError("got 3"))
+        task(raised(ValueError("got 3")))
+    with pytest.raises(PipelineError, match="a task failed: its process was killed or crashed"):
+        task(ray.exceptions.WorkerCrashedError())
 
 
 @pytest.fixture

@@ -1,22 +1,26 @@
 """Feature extractors: what they are called, that they are kept, and that Inception takes weights from a path."""
 
+import pickle
+
 import numpy as np
 import pytest
 import torch
 
 from ldcvae.metrics.images import frechet_distance
-from pipeline.config.errors import ConfigError, PipelineError
+from pipeline.config.errors import ConfigError
 from pipeline.config.load import load_config, override
-from pipeline.judge.extractors import _accuracy, build_extractor, random_convolutions, train_classifier
+from pipeline.judge.classifier import _accuracy, train_classifier
+from pipeline.judge.extractors import build_extractor, random_convolutions
 from pipeline.judge.figures import Judge, make_reference
 from pipeline.store.data.shards import Images, load_split, write_split
 from pipeline.store.data.stored import StoredSplit
 from pipeline.store.folder import sha256
 from pipeline.store.run import open_run
+from pipeline.store.weights import judge_parts
 
 
-def make_run(tmp_path, labels=True, shape=(1, 8, 8)):
-    """A run with two classes of images that differ in brightness."""
+def make_run(tmp_path, labels=True, shape=(1, 8, 8), unlabelled=0):
+    """A run with two classes of images that differ in brightness; so many test images have no label."""
     run = open_run(load_config(None, [f"storage={tmp_path}", "evaluate.classifier_epochs=30"]))
     rng = np.random.default_rng(0)
 
@@ -25,6 +29,7 @@ def make_run(tmp_path, labels=True, shape=(1, 8, 8)):
         for split, n in (("train", 256), ("validation", 32), ("test", 64)):
             y = rng.integers(0, 2, n)
             x = (rng.integers(0, 100, (n, *shape)) + 120 * y[:, None, None, None]).astype(np.uint8)
+            y[n - unlabelled if split == "test" else n :] = -1
             names += write_split(run.folder, split, x, y if labels else None, 1000)
         classes = ["dark", "bright"] if labels else []
         return names, {"shape": list(shape), "counts": {"train": 256}, "classes": classes}
@@ -101,7 +106,7 @@ def test_the_classifier_learns_where_it_is_told_from_the_same_batches(monkeypatc
 
     monkeypatch.setattr(torch.nn.functional, "cross_entropy", noted)
     made = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 2))
-    monkeypatch.setattr("pipeline.judge.extractors._classifier", lambda *_: made)  # ours looks at itself on the CPU
+    monkeypatch.setattr("pipeline.judge.classifier._classifier", lambda *_: made)  # ours looks at itself on the CPU
     with hook:
         network = train_classifier(train, epochs=2, seed=0, device="meta")
     assert given == {weight.device.type for weight in network.parameters()} == {"meta"}
@@ -116,8 +121,8 @@ def test_the_stored_classifier_learns_on_the_device_of_the_process(tmp_path, mon
         used.append(args[3].type)
         return train_classifier(*args[:3])
 
-    monkeypatch.setattr("pipeline.judge.extractors.process_device", lambda config: torch.device("cuda"))
-    monkeypatch.setattr("pipeline.judge.extractors.train_classifier", train)
+    monkeypatch.setattr("pipeline.judge.classifier.process_device", lambda config: torch.device("cuda"))
+    monkeypatch.setattr("pipeline.judge.classifier.train_classifier", train)
     extractor = build_extractor(run)
     assert used == ["cuda"]
     assert {weight.device.type for weight in extractor.network.parameters()} == {"cpu"}
@@ -134,12 +139,37 @@ def test_unlabelled_images_are_left_out():
     assert all(map(torch.equal, *(net.state_dict().values() for net in nets)))
 
 
-def test_a_damaged_classifier_is_refused_by_name(tmp_path):
+@pytest.mark.parametrize(("name", "content"), [("safetensors", b"garbage"), ("safetensors", None), ("json", b"{")])
+def test_a_damaged_classifier_is_told_and_trained_again(tmp_path, capsys, name, content):
     run = make_run(tmp_path)
-    build_extractor(run)
-    run.folder.write("evaluation/classifier.safetensors", b"garbage")
-    with pytest.raises(PipelineError, match=r"evaluation/classifier\.safetensors is damaged"):
-        build_extractor(run)
+    first = build_extractor(run)
+    run.folder.remove(f"evaluation/classifier.{name}")
+    if content is not None:
+        run.folder.write(f"evaluation/classifier.{name}", content)
+    assert build_extractor(run).describe() == first.describe()
+    assert "it is trained again" in capsys.readouterr().out
+    assert build_extractor(run).describe() == first.describe()
+    assert capsys.readouterr().out == ""
+
+
+def test_other_settings_keep_a_classifier_of_their_own(tmp_path):
+    run = make_run(tmp_path)
+    first = build_extractor(run)
+    other = build_extractor(under(run, {"evaluate.classifier_epochs": 2}))
+    assert other.sha256 != first.sha256
+    assert set(other.files) & set(first.files) == set()
+    assert build_extractor(run).describe() == first.describe()
+    assert build_extractor(under(run, {"evaluate.classifier_epochs": 2})).describe() == other.describe()
+
+
+def test_images_without_a_label_are_neither_right_nor_wrong(tmp_path):
+    runs = [make_run(tmp_path / str(count), unlabelled=count) for count in (0, 54, 64)]
+    train = load_split(runs[0], "train")
+    network = train_classifier(train, epochs=30, seed=0)
+    assert [_accuracy(network, StoredSplit(run, "test")) for run in runs] == [1.0, 1.0, None]
+    none = Images(train.pixels, torch.full_like(train.labels, -1), train.classes)
+    with pytest.raises(ConfigError, match=r"evaluate\.extractor: .* labels of training images, and none has one"):
+        train_classifier(none, epochs=1, seed=0)
 
 
 def test_without_labels_auto_is_random_and_classifier_is_an_error(tmp_path):
@@ -219,6 +249,26 @@ def test_a_torchscript_file_judges_under_its_own_name(tmp_path):
     pixels = images()
     expected = pixels.float().div(255).reshape(10, 2, 32).mean(2)
     torch.testing.assert_close(extractor(pixels), expected)
+
+
+def test_a_files_network_goes_to_another_process(tmp_path):
+    run = make_run(tmp_path)
+    extractor = build_extractor(under(run, script(Halves(), tmp_path / "halves.pt", run.shape)))
+    there = pickle.loads(pickle.dumps(extractor))  # noqa: S301 - made here
+    assert there.describe() == extractor.describe()
+    assert torch.equal(there(images()), extractor(images()))
+
+
+def test_what_a_file_holds_decides_whether_an_evaluation_is_up_to_date(tmp_path):
+    config = under(make_run(tmp_path), script(Halves(), tmp_path / "halves.pt", (1, 8, 8))).config
+    first = judge_parts(config)
+    (tmp_path / "elsewhere.pt").write_bytes((tmp_path / "halves.pt").read_bytes())
+    assert judge_parts(override(config, {"evaluate.extractor_file": str(tmp_path / "elsewhere.pt")})) == first
+    script(torch.nn.Flatten(), tmp_path / "halves.pt", (1, 8, 8))
+    assert judge_parts(config) != first
+    (tmp_path / "halves.pt").unlink()
+    with pytest.raises(ConfigError, match=r"evaluate\.extractor_file: .*halves\.pt does not exist"):
+        judge_parts(config)
 
 
 def test_files_that_are_no_extractor_name_the_key(tmp_path):

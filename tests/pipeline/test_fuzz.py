@@ -24,7 +24,7 @@ from processes import ROOT
 from pipeline.compare.cells import read_record
 from pipeline.config.errors import PipelineError
 from pipeline.config.load import Config, describe_keys, dump_yaml, load_config, parse_config
-from pipeline.judge.extractors import stored_classifier
+from pipeline.judge.classifier import stored_classifier
 from pipeline.prepare.decode import BadImage, Form, decode
 from pipeline.prepare.idx import load_idx
 from pipeline.report.make import _names, _table

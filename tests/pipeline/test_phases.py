@@ -10,6 +10,7 @@ import sys
 import pytest
 import torch
 import torch.distributed as dist
+from safetensors.torch import load
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -29,7 +30,7 @@ from pipeline.config.errors import PipelineError
 from pipeline.config.load import load_config
 from pipeline.store.checkpoint import load_state, save_state
 from pipeline.store.folder import Folder
-from pipeline.store.model import build_model, write_best
+from pipeline.store.model import BEFORE_FILE, BEST_FILES, build_model, publish, write_before, write_best
 
 SMALL = [
     "model.width=16",
@@ -559,10 +560,28 @@ def test_the_sampler_of_the_best_validation_is_kept(tmp_path):
     for bias, validations in ((1.0, [3.0]), (2.0, [3.0, 2.0]), (3.0, [3.0, 2.0, 2.5])):
         sampler = copy.deepcopy(model.sampler)
         torch.nn.init.constant_(sampler.inner[-1].bias, bias)
-        write_best(run, model, sampler, validations)
-    best = LDCVAE.from_pretrained(tmp_path / "train" / "best")
+        write_best(run, "ray-a", model, sampler, validations)
+    best = LDCVAE.from_pretrained(tmp_path / "train/ray-a/best")
     assert best.sampler.inner[-1].bias.unique().tolist() == [2.0]
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+def test_a_training_ends_with_its_own_files_though_another_ran_in_between(tmp_path):
+    run, model = Folder(str(tmp_path)), second_phase().model
+
+    def works(training, bias):
+        torch.nn.init.constant_(model.sampler.inner[-1].bias, bias)
+        torch.nn.init.constant_(next(model.decoder.parameters()), bias)
+        write_best(run, training, model, model.sampler, [1.0])
+        write_before(run, training, model)
+
+    works("ray-a", 1.0)
+    works("ray-b", 2.0)
+    assert publish(run, "ray-b", before=True) == [*BEST_FILES, BEFORE_FILE]
+    assert publish(run, "ray-a", before=False) == [*BEST_FILES]
+    assert publish(run, "ray-a", before=True) == [*BEST_FILES, BEFORE_FILE]
+    assert LDCVAE.from_pretrained(tmp_path / "train/best").sampler.inner[-1].bias.unique().tolist() == [1.0]
+    assert next(iter(load(run.read(BEFORE_FILE)).values())).unique().tolist() == [1.0]
 
 
 def test_rows_need_an_even_split():

@@ -36,7 +36,7 @@ def by_tasks(monkeypatch):
         monkeypatch.setattr(files, "PARALLEL_FROM", 0)
         monkeypatch.setattr(parquet, "PARALLEL_BYTES", 0)
         monkeypatch.setattr(scatter, "BLOCK_BYTES", block_bytes)
-        monkeypatch.setattr(scatter, "parallel_map", lambda task, jobs, workers: map(task, jobs))
+        monkeypatch.setattr(scatter, "parallel_map", lambda task, jobs, workers, what: map(task, jobs))
 
         def write(config, folder, images):
             try:

@@ -1,5 +1,6 @@
 """Storage: whole files or none, hashes, errors that name the file; the run that is made of them."""
 
+import errno
 import os
 import stat
 import subprocess
@@ -173,6 +174,17 @@ def test_a_part_of_a_file_can_be_read(tmp_path):
         raise OSError("gone")
 
 
+def test_of_two_that_create_a_file_one_succeeds_without_hard_links_too(tmp_path, monkeypatch):
+    def no_links(*_):
+        raise PermissionError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr("os.link", no_links)
+    folder = Folder(str(tmp_path))
+    assert folder.create("lock", b"1")
+    assert not folder.create("lock", b"2")
+    assert (folder.read("lock"), folder.files("*"), os.listdir(tmp_path)) == (b"1", ["lock"], ["lock"])
+
+
 DATA = {"source": "noise", "shape": [1, 8, 6], "counts": {}, "classes": []}
 
 
@@ -231,6 +243,23 @@ def test_a_stage_works_again_when_its_inputs_or_its_outputs_are_not_what_they_we
     assert len(worked) == 4
     assert len(set(worked)) == 1
     assert capsys.readouterr().out.count("data: up to date, ") == 1
+
+
+def test_what_was_made_from_other_inputs_is_refused(run):
+    def finish(stage, depends_on, content):
+        run.folder.write(f"{stage}/x", content)
+        return run.stage(stage, depends_on, lambda _: ([f"{stage}/x"], DATA if stage == "data" else {}))
+
+    finish("train", {"data": run.data.digest}, b"model")
+    finish("samples", {"train": run.manifest("train").digest}, b"images")
+    assert run.made("samples").info["made_from"] == {"train": run.manifest("train").digest}
+    finish("train", {"data": run.data.digest, "epochs": 2}, b"another")
+    run.made("train")
+    with pytest.raises(ConfigError, match=r"/samples was made from another train/ .*`python -m pipeline\.sample`"):
+        run.made("samples")
+    finish("data", {"a": 2}, b"other images")
+    with pytest.raises(ConfigError, match=r"/train was made from another data/ .*`python -m pipeline\.train`, or by"):
+        run.made("train")
 
 
 def test_a_stage_is_told_what_its_outputs_are_or_reads_them(run, monkeypatch):

@@ -48,6 +48,49 @@ def test_every_stage_names_all_of_them_at_once_and_waits_for_no_library(stage, t
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize(
+    "url",
+    [
+        "postgresql://me:secret@host/db",
+        "postgresql://me:pa/ss@host/db",
+        "postgresql://me:pa$w@host/db",
+        "mysql://host/db?user=me&password=secret",
+    ],
+)
+def test_a_databases_password_is_refused_and_not_repeated(url):
+    _, line = mistakes(f"tune.study_url={url}")
+    assert "tune.study_url: a password in the configuration ends up in the run's files; write $NAME" in line
+    assert "secret" not in line
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "postgresql://$PGUSER:$PGPASSWORD@host/db",
+        "postgresql://me:$PGPASSWORD@host/db?sslmode=require",
+        "postgresql://me@host:5432/db",
+        "sqlite:////data/a:b@c/study.db",
+        "mysql://host/db?password=$MYSQL_PASSWORD",
+    ],
+)
+def test_a_database_without_a_password_is_fine(url):
+    assert load_config(None, [f"tune.study_url={url}"]).tune.study_url == url
+
+
+@pytest.mark.parametrize(
+    "keys",
+    [
+        ["evaluate.extractor=file", "evaluate.extractor_file=https://host/a.pt?sig=secret"],
+        ["evaluate.extractor=inception", "evaluate.inception_weights=https://host/a.pt?token=secret"],
+        ["decoder.epochs=1", "decoder.perceptual=1", "decoder.perceptual_weights=https://me:secret@host/a.pt"],
+    ],
+)
+def test_signed_urls_of_weights_are_refused_and_not_repeated(keys):
+    _, line = mistakes(*keys)
+    assert f"{keys[-1].partition('=')[0]}: https://…: credentials in a URL end up in logs" in line
+    assert "secret" not in line
+
+
 def test_a_mistake_in_one_section_hides_none_between_others():
     head, *rest = mistakes("storage=gs:/bucket", "data.test_fraction=2", "train.num_workers=5", "epochs=3")
     assert head == "5 mistakes in the configuration:"

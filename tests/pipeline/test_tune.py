@@ -234,8 +234,6 @@ def test_a_journal_on_an_object_store_is_read_back_whole(tmp_path):
 
 def test_a_database_takes_its_password_from_the_environment(tmp_path, monkeypatch):
     folder = Folder(str(tmp_path))
-    with pytest.raises(ConfigError, match="password"):
-        open_storage(folder, "postgresql://me:secret@host/db")
     with pytest.raises(ConfigError, match="not set"):
         open_storage(folder, "postgresql://me:$NO_SUCH_PASSWORD@host/db")
     monkeypatch.setenv("STUDY_FILE", str(tmp_path / "study.db"))

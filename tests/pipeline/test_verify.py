@@ -118,6 +118,15 @@ def test_the_command_needs_no_lock_and_writes_nothing(kept, capsys):
     assert ended.value.code == 2
 
 
+def test_a_checkpoint_that_a_training_writes_or_removes_meanwhile_is_not_damaged(kept, monkeypatch):
+    path = Path(kept.folder.url) / "train/ray-0/autoencoder_1"
+    whole = (path / "tensors.safetensors").read_bytes()
+    for meanwhile in (lambda: (path / "tensors.safetensors").write_bytes(whole), lambda: shutil.rmtree(path)):
+        (path / "tensors.safetensors").write_bytes(whole[:-1])
+        monkeypatch.setattr("time.sleep", lambda _, meanwhile=meanwhile: meanwhile())
+        assert "checkpoints" not in verify(kept)
+
+
 def test_an_empty_folder(tmp_path):
     with pytest.raises(PipelineError, match=r"holds no finished stage: give storage=… and name=…"):
         verify(open_run(Config(storage=str(tmp_path), name="none")))
