@@ -77,6 +77,21 @@ def peak_mib(device: torch.device) -> float | None:
     return found
 
 
+def bare_rate(plain: LDCVAE, pixels: torch.Tensor, batch: int, device: torch.device, seconds: float) -> float:
+    """Images a second of the loop that people would write; nothing of it stays in memory."""
+    plain = plain.to(memory_format=torch.channels_last)
+    optimizer = torch.optim.AdamW(parameters(plain), lr=1e-3, weight_decay=0.0, fused=True)
+    on_device = pixels.to(device)
+
+    def bare() -> None:
+        chosen = on_device[torch.randint(len(on_device), (batch,), device=device)]
+        images = chosen.float().div_(255).contiguous(memory_format=torch.channels_last)
+        with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
+            bare_step(plain, optimizer, images, 40.0)
+
+    return batch / timed(bare, device, seconds)
+
+
 def speeds_of_network(
     name: str, shape: tuple[int, int, int], network: dict[str, Any], batch: int, device: torch.device, seconds: float
 ) -> dict[str, Any]:
@@ -94,18 +109,8 @@ def speeds_of_network(
     phase = AutoencoderPhase(model(), pixels, pixels[:batch], settings, world, 0)
     found["autoencoder_images_per_s"] = batch / timed(lambda: advance(phase), device, seconds)
     found["autoencoder_peak_mib"] = peak_mib(device)
-    plain = model().to(memory_format=torch.channels_last)
-    optimizer = torch.optim.AdamW(parameters(plain), lr=1e-3, weight_decay=0.0, fused=True)
-    on_device = pixels.to(device)
-
-    def bare() -> None:
-        chosen = on_device[torch.randint(len(on_device), (batch,), device=device)]
-        images = chosen.float().div_(255).contiguous(memory_format=torch.channels_last)
-        with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
-            bare_step(plain, optimizer, images, 40.0)
-
     found["compiled_images_per_s"] = compiled_rate(name, seconds) if device.type == "cuda" else None
-    found["bare_images_per_s"] = batch / timed(bare, device, seconds)
+    found["bare_images_per_s"] = bare_rate(model(), pixels, batch, device, seconds)
     encodings = encode_split(phase.model.eval(), pixels, world)
     peak_mib(device)
     sharpen = DecoderPhase(

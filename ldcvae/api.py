@@ -86,6 +86,8 @@ def fit(
     # Whatever can be refused is so before the model that was given is touched.
     train, held_out = split_given(images, validation, model, seed)
     check_phases(train, decoder, phase_2)
+    if model is not None and model.config.functions:
+        raise ValueError("the model's encoder and decoder are functions, which cannot be trained: use fit_sampler")
     if model is not None and latent_dim not in (None, model.config.latent_dim):
         raise ValueError(f"latent_dim is {latent_dim}, but the model's is {model.config.latent_dim}: give one")
     where = _where(device, model, train)
@@ -177,7 +179,8 @@ def fit_sampler(
         model = autoencoder
     else:
         dim = check_callables(*autoencoder, as_float(train[:2]).to(where))
-        model = LDCVAE(LDCVAEConfig(_shape(train), dim, "custom", functions=True), *autoencoder).to(where)
+        with seeded_weights(seed):  # of a first sampler net, so that the caller's random numbers stay as they are
+            model = LDCVAE(LDCVAEConfig(_shape(train), dim, "custom", functions=True), *autoencoder).to(where)
     with seeded_weights(seed):
         model.reset_sampler(settings.width, settings.depth, *settings.base_shape)
     with _shown(progress) as show:

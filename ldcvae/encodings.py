@@ -79,17 +79,17 @@ class Encodings:
 
     def covariance(self) -> Tensor:
         """(d, d) covariance of the aggregate posterior: that of the means plus the mean posterior variance."""
-        return self._covariance().to(self.mean)
+        return self.exact_covariance().to(self.mean)
 
-    def _covariance(self) -> Tensor:
-        # In float32 the small eigenvalues of nearly flat encodings would be rounding errors.
+    def exact_covariance(self) -> Tensor:
+        """The same in float64: in float32 the small eigenvalues of nearly flat encodings would be rounding errors."""
         return torch.cov(self.mean.T.double()).reshape(2 * self.mean.shape[1:]) + torch.diag(
             self.log_variance.double().exp().mean(0)
         )
 
     def whitening(self) -> Whitening:
         """The whitening of the aggregate posterior (symmetric square root, in float64)."""
-        covariance = self._covariance()
+        covariance = self.exact_covariance()
         values, vectors = torch.linalg.eigh(covariance)
         values = values.clamp(min=1e-10 * values.max())
         root = values.sqrt()

@@ -4,6 +4,7 @@ import contextlib
 import copy
 import os
 from dataclasses import replace
+from itertools import chain
 from pathlib import Path
 from typing import Any, cast
 
@@ -11,13 +12,14 @@ import torch
 from huggingface_hub import ModelCard, PyTorchModelHubMixin
 from torch import Tensor, nn
 
+from ldcvae.batches import rows_at_a_time
 from ldcvae.config import LDCVAEConfig
 from ldcvae.densities.covariances import base_fields
 from ldcvae.densities.low_rank import scaled_noise
 from ldcvae.encodings import Encodings, Posterior, Whitening
 from ldcvae.external import CallableDecoder, CallableEncoder, Decode, Encode, ToLogits, check_networks
 from ldcvae.losses import LogDensity, as_float, gaussian_kl, reconstruction_loss, split_posterior
-from ldcvae.model_card import card_body
+from ldcvae.model_card import card_body, describes
 from ldcvae.networks import SamplerNet, build_decoder, build_encoder
 
 __all__ = ["LDCVAE", "LDCVAEConfig"]
@@ -136,8 +138,7 @@ class LDCVAE(
         check_networks(encoder, decoder, image_shape, latent_dim, logits)
         config = LDCVAEConfig(image_shape, latent_dim, "custom", likelihood=likelihood, logits=logits)
         model = cls(config, encoder, decoder)
-        weight = next(encoder.parameters(), next(decoder.parameters(), None))
-        return model if weight is None else model.to(weight.device)
+        return _beside_its_networks(model)
 
     def update_config(self, **changes: Any) -> None:
         """Other values in the configuration that `save_pretrained` writes; weights stay as they are."""
@@ -239,9 +240,13 @@ class LDCVAE(
         return LogDensity(reconstruction, kl, -self.config.inverse_temperature * reconstruction - kl)
 
     def encodings(self, images: Tensor, batch_size: int = 1024) -> Encodings:
-        """Posteriors of many images (N, C, H, W), uint8 or float in [0, 1], in batches, without gradient."""
+        """Posteriors of many images (N, C, H, W), uint8 or float in [0, 1], without gradient.
+
+        At most `batch_size` at a time, fewer of large ones.
+        """
+        size = rows_at_a_time(self.config.image_shape, batch_size)
         with torch.no_grad():
-            parts = [self.encode(as_float(part).to(self.device)) for part in images.split(batch_size)]
+            parts = [self.encode(as_float(part).to(self.device)) for part in images.split(size)]
         return Encodings(torch.cat([p.mean for p in parts]), torch.cat([p.log_variance for p in parts]))
 
     def draw_base(self, n: int, generator: torch.Generator | None = None) -> Tensor:
@@ -279,6 +284,18 @@ class LDCVAE(
         """
         return self.decode(self.sample_latents(n, generator))
 
+    def save_pretrained(self, save_directory: str | Path, **kwargs: Any) -> str | None:
+        """Write config.json, model.safetensors and README.md into a folder; `from_pretrained` reads them.
+
+        Args:
+            save_directory: is made where it is missing; a card that somebody has written there stays.
+            kwargs: `model_card_kwargs`, arguments of `card_body`; and see `huggingface_hub.ModelHubMixin`.
+        """
+        card, config = (Path(save_directory) / name for name in ("README.md", "config.json"))
+        if card.exists() and config.exists() and describes(card.read_text(errors="replace"), config.read_bytes()):
+            card.unlink()  # of a model that was saved here before, as it was written: the hub's mixin would leave it
+        return super().save_pretrained(save_directory, **kwargs)
+
     def generate_model_card(self, **about: Any) -> ModelCard:
         """`README.md` of `save_pretrained`; `about`, its `model_card_kwargs`, are arguments of `card_body`."""
         return super().generate_model_card(body=card_body(self.config, **about))
@@ -310,7 +327,13 @@ class LDCVAE(
                 model = super().from_pretrained(source.removeprefix("hub:"), **kwargs)
             except RuntimeError as error:
                 raise ValueError(f"the weights of {source} do not fit the networks: {error}") from None
-        return model.eval()
+        return _beside_its_networks(model).eval()
+
+
+def _beside_its_networks(model: LDCVAE) -> LDCVAE:
+    """On the device of networks that were given."""
+    weight = next(chain(model.encoder.parameters(), model.decoder.parameters()), None)
+    return model if weight is None else model.to(weight.device)
 
 
 def _normal(shape: Any, generator: torch.Generator | None, device: torch.device) -> Tensor:

@@ -1,10 +1,11 @@
 """The card that goes with a model's weights: what it is, how it was made, how good it is, what it is not for."""
 
+import json
 from collections.abc import Mapping
 
 from ldcvae.config import LDCVAEConfig
 
-__all__ = ["COLUMNS", "card_body"]
+__all__ = ["COLUMNS", "card_body", "describes"]
 
 COLUMNS = ("precision", "recall", "density", "coverage")
 """Figures that a card shows beside the Fréchet distance."""
@@ -88,3 +89,18 @@ def card_body(
         base=f"a mixture of {components} Gaussians{places}" if components else "N(0, I)",
         figures=table,
     )
+
+
+def describes(card: str, config: bytes) -> bool:
+    """Whether a card is what `card_body` says, without figures, of the model whose config.json this is.
+
+    Example:
+        >>> describes("A card that somebody has written.", b"{}")
+        False
+    """
+    try:
+        content = json.loads(config)
+        content["image_shape"] = tuple(content["image_shape"])
+        return card_body(LDCVAEConfig(**content)) in card
+    except (AttributeError, KeyError, TypeError, ValueError):
+        return False

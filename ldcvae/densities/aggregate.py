@@ -3,6 +3,7 @@
 import torch
 
 from ldcvae.densities.covariances import choose_covariances, draws_to_fit
+from ldcvae.densities.em import fit_mixture
 from ldcvae.densities.gaussian import GaussianMixture
 from ldcvae.densities.low_rank import LowRankMixture, fit_gaussians
 from ldcvae.encodings import Encodings, Whitening
@@ -40,6 +41,9 @@ def fit_aggregate(
         kind: full, low_rank or diagonal; None: what `choose_covariances` says for d and K.
         rank: of kind low_rank where `kind` is given.
 
+    Returns:
+        The mixture, in float64 where covariances are full: those of nearly flat latents are definite in it alone.
+
     Raises:
         ValueError: with fewer images than components, or a rank out of range.
 
@@ -47,8 +51,8 @@ def fit_aggregate(
         >>> generator = torch.Generator().manual_seed(0)
         >>> encodings = Encodings(torch.randn(200, 2, generator=generator) * 3, torch.zeros(200, 2))
         >>> mixture = fit_aggregate(encodings, encodings.whitening(), 1, generator)
-        >>> bool((mixture.covariances[0] - torch.eye(2)).abs().max() < 0.02)
-        True
+        >>> bool((mixture.covariances[0] - torch.eye(2)).abs().max() < 0.02), mixture.covariances.dtype
+        (True, torch.float64)
     """
     n, dim = encodings.mean.shape
     if kind is None:
@@ -61,12 +65,15 @@ def fit_aggregate(
     encodings = fitted_part(encodings, components, generator)
     scale = encodings.covariance().diagonal().clamp(min=torch.finfo(encodings.mean.dtype).tiny).sqrt()
     variances = (noise / scale * torch.exp(0.5 * encodings.log_variance)).square()
-    fitted = GaussianMixture.fit(encodings.mean / scale, components, seed, variances=variances)
+    scaled, variances = (encodings.mean / scale).double(), variances.double()
+    # What EM adds to the variances must not be what flat directions have: they would be as wide as it says.
+    ridge = min(1e-6, float(variances.mean(0).min()))
+    fitted = fit_mixture(scaled, components, seed, variances=variances, ridge=ridge)
+    weights, means, covariances = fitted
     matrix = scale.double()[:, None] * whitening.matrix.double()
-    means = fitted.means.double() @ matrix - (whitening.mean.double() @ whitening.matrix.double())
-    covariances = matrix.T @ fitted.covariances.double() @ matrix
-    covariances = 0.5 * (covariances + covariances.mT)
-    return GaussianMixture(fitted.weights, *(part.to(encodings.mean) for part in (means, covariances)))
+    means = means @ matrix - (whitening.mean.double() @ whitening.matrix.double())
+    covariances = matrix.T @ covariances @ matrix
+    return GaussianMixture(weights, means, 0.5 * (covariances + covariances.mT))
 
 
 def fitted_part(encodings: Encodings, components: int, generator: torch.Generator) -> Encodings:

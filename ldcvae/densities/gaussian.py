@@ -25,7 +25,7 @@ def _cholesky(covariance: Tensor, name: str) -> Tensor:
     # In float64: what is definite by little in float32 is so in exact numbers.
     factor, info = torch.linalg.cholesky_ex(covariance.double())
     if bool(info.any()):
-        smallest = float(torch.linalg.eigvalsh(covariance).min())
+        smallest = float(torch.linalg.eigvalsh(covariance.double()).min())
         raise ValueError(f"{name} must be positive definite, its smallest eigenvalue is {smallest:.3g}")
     return factor.to(covariance)
 
@@ -155,7 +155,7 @@ class Gaussian(LatentDensity):
 
     def smallest_variance(self) -> float:
         """Smallest eigenvalue of the covariance."""
-        return float(torch.linalg.eigvalsh(self.covariance).min())
+        return float(torch.linalg.eigvalsh(self.covariance.double()).min())  # in float32 it may come out negative
 
 
 class StandardNormal(Gaussian):
@@ -279,4 +279,4 @@ class GaussianMixture(LatentDensity):
 
     def smallest_variance(self) -> float:
         """Smallest eigenvalue of any component's covariance."""
-        return float(torch.linalg.eigvalsh(self.covariances).min())
+        return float(torch.linalg.eigvalsh(self.covariances.double()).min())

@@ -3,7 +3,7 @@
 Each density knows its normalised energy `E(z) = -log p(z)`, its score `-∇E(z)`, how to draw from itself, and
 what it becomes when Gaussian noise is added to its draws (`smoothed`), which annealed Langevin dynamics
 needs. They are immutable: every method returns something new. `KernelMixture`, below, is the aggregate
-posterior of an encoder, one diagonal Gaussian per encoded image; the others are in `ldcvae.gaussian`.
+posterior of an encoder, one diagonal Gaussian per encoded image; the others are in `ldcvae.densities.gaussian`.
 """
 
 import math

@@ -19,7 +19,6 @@ __all__ = [
     "Kernel",
     "distances_to",
     "get_kernel",
-    "mean_square_distance",
     "median_distance",
     "nearest_neighbour_distance",
     "spread",
@@ -122,7 +121,8 @@ def _laplace(squares: Tensor, bandwidth: float | Tensor) -> Tensor:
 
 def _laplace_slope(squares: Tensor, bandwidth: float | Tensor, value: Tensor) -> Tensor:
     # The kernel has a cusp at distance zero; (x - y) is zero there, and so is the subgradient we choose.
-    return value / squares.sqrt().clamp_(min=1e-12).mul_(-bandwidth)
+    # In float32 near points may be at zero, too: of the cusp's slope there would be left what rounding makes of it.
+    return (value / squares.sqrt().mul_(-bandwidth)).masked_fill_(squares == 0.0, 0.0)
 
 
 KERNELS: dict[str, Kernel] = {
@@ -174,22 +174,6 @@ def median_distance(x: Tensor) -> Tensor:
     """
     x = spread(x)
     return _off_diagonal(squared_distances(x, x)).sqrt().median()
-
-
-def mean_square_distance(x: Tensor) -> Tensor:
-    """Mean squared pairwise distance over the M particles of each group.
-
-    Args:
-        x: (..., M, d) groups of particles, M >= 2.
-
-    Returns:
-        (...) mean of `|xᵢ - xⱼ|²` over i ≠ j; equals twice the summed unbiased variance.
-
-    Example:
-        >>> float(mean_square_distance(torch.tensor([[0.0], [2.0]])))
-        4.0
-    """
-    return 2.0 * x.var(-2).sum(-1)
 
 
 def nearest_neighbour_distance(x: Tensor, max_points: int = 4096) -> Tensor:

@@ -47,14 +47,16 @@ def prior(fitting: Fitting) -> Draw:
 
 def gaussian(fitting: Fitting) -> Draw:
     """One Gaussian with the aggregate posterior's moments."""
-    return Gaussian(fitting.encodings.mean.mean(0), fitting.encodings.covariance()).sample
+    mean = fitting.encodings.mean.mean(0)
+    # Factored in float64: of nearly flat encodings float32 keeps no definite covariance.
+    return Gaussian(mean.double(), fitting.encodings.exact_covariance()).to(dtype=mean.dtype).sample
 
 
 def mixture(fitting: Fitting) -> Draw:
     """A mixture fitted as the sampler net's base is; its setting is the number of components."""
     components = int(fitting.setting) if fitting.setting is not None else fitting.budget.components
     fitted = fit_aggregate(fitting.encodings, fitting.whitening, components, fitting.generator("fit"), fitting.seed)
-    return fitting.unwhitened(fitted.sample)
+    return fitting.unwhitened(fitted.to(dtype=fitting.encodings.mean.dtype).sample)
 
 
 def _gibbs_density(fitting: Fitting) -> KernelMixture:

@@ -15,7 +15,7 @@ from ldcvae.training.world import keyed_generator
 __all__ = ["Budget", "Draw", "Fitting", "Kept"]
 
 Draw = Callable[[int, torch.Generator], Tensor]
-"""`(n, generator) -> (n, d)` latents."""
+"""`(n, generator) -> (n, d)` latents, the generator on the device of the encodings."""
 
 
 @dataclass(frozen=True)

@@ -41,17 +41,31 @@ def running_average(network: nn.Module, ema: float, step: Callable[[], int]) -> 
         True
     """
 
-    @torch.no_grad()
-    def towards(averages: Any, values: Any, _: Any) -> None:
-        if not averages[0].is_floating_point():  # a count of batches
-            torch._foreach_copy_(averages, values)
-            return
-        taken = step()
-        torch._foreach_lerp_(averages, values, 1.0 - min(ema, (1.0 + taken) / (10.0 + taken)))
+    return _Average(network, ema, step).requires_grad_(False).eval()
 
-    average = AveragedModel(network, multi_avg_fn=towards, use_buffers=True).requires_grad_(False).eval()
-    average.n_averaged += 1  # the copy counts as the first value, which AveragedModel would overwrite
-    return average
+
+class _Average(AveragedModel):
+    """AveragedModel's own update copies a count to the device, for which a GPU's queue has to run empty."""
+
+    def __init__(self, network: nn.Module, ema: float, step: Callable[[], int]):
+        super().__init__(network, use_buffers=True)
+        self.ema, self.taken = ema, step
+
+    @torch.no_grad()
+    def update_parameters(self, model: nn.Module) -> None:
+        """A step towards the network's weights and buffers."""
+        (averages, counts), (values, new_counts) = _state_of(self.module), _state_of(model)
+        if counts:  # of batches
+            torch._foreach_copy_(counts, new_counts)
+        if averages:
+            taken = self.taken()
+            torch._foreach_lerp_(averages, values, 1.0 - min(self.ema, (1.0 + taken) / (10.0 + taken)))
+
+
+def _state_of(network: nn.Module) -> tuple[list[Tensor], list[Tensor]]:
+    """(numbers, counts) among weights and buffers."""
+    tensors = [*network.parameters(), *network.buffers()]
+    return [t for t in tensors if t.is_floating_point()], [t for t in tensors if not t.is_floating_point()]
 
 
 class Cast(nn.Module):

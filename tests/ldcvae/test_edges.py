@@ -1,6 +1,7 @@
 """What users hit at the edges: latents nearly flat, modules as functions, calls that fail, one image too few."""
 
 import copy
+import warnings
 
 import pytest
 import torch
@@ -15,11 +16,13 @@ from ldcvae import (
     SamplerSettings,
     fit,
     fit_sampler,
+    stein_direction,
     svgd,
 )
-from ldcvae.densities import Gaussian, GaussianMixture, gaussian
+from ldcvae.densities import Gaussian, GaussianMixture, gaussian, langevin
 from ldcvae.densities.low_rank import fit_gaussians
 from ldcvae.rivals.fitting import Budget, Fitting
+from ldcvae.training.base import fit_base
 from ldcvae.variants import GENERATORS
 
 SAMPLER = SamplerSettings(steps=4, particles=32, width=16, depth=1, checkpoint_steps=2, base_components=2)
@@ -180,3 +183,74 @@ def test_a_model_takes_doubles_and_draws_none():
 def test_networks_that_would_not_be_used_are_refused():
     with pytest.raises(ValueError, match="say 'custom'"):
         LDCVAE(LDCVAEConfig((1, 8, 8)), nn.Identity(), nn.Identity())
+
+
+def test_laplace_kernels_cusp_has_no_slope_in_float32_either():
+    z = torch.randn(512, 1, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    z[:8] = z[8:16]  # and some that coincide
+    directions = [stein_direction(part, -part, [0.3], "laplace") for part in (z, z.float())]
+    assert float((directions[1].double() - directions[0]).abs().max()) < 0.02  # a near pair or two of 512
+
+
+@pytest.mark.parametrize("dim", [32, 64])
+def test_the_smallest_variance_of_flat_latents_is_not_a_rounding_error(dim):
+    generator = torch.Generator().manual_seed(0)
+    flat = torch.randn(300, 2, generator=generator) @ torch.randn(2, dim, generator=generator)
+    for density in (Gaussian.fit(flat), GaussianMixture.fit(flat, 2)):
+        assert density.smallest_variance() > 0
+        assert bool(langevin(density, 5, levels=2, burn_in=1, thin=1).isfinite().all())
+
+
+def nearly_flat(count=100, dim=144):
+    """Points in more dimensions than there are of them, as an encoder without noise gives them."""
+    generator = torch.Generator().manual_seed(0)
+    return Encodings(5 * torch.randn(count, dim, generator=generator), torch.full((count, dim), -16.0))
+
+
+def test_generators_and_base_of_flat_points_are_as_wide_as_they_are():
+    encodings = nearly_flat()
+    model = LDCVAE(LDCVAEConfig((1, 4, 4), latent_dim=144, base_components=10))
+    whitened = encodings.whitening().whiten(encodings.draw(4000, torch.Generator().manual_seed(1)))
+    fit_base(model, encodings, SamplerSettings(base_components=10), 0)
+    assert float(model.draw_base(4000).std(0).max()) < 1.5 * float(whitened.std(0).max())
+    draws = GENERATORS["gaussian"].fit(Fitting("gaussian", model, encodings))(4000, torch.Generator().manual_seed(2))
+    assert float(encodings.whitening().whiten(draws).std(0).max()) < 1.5 * float(whitened.std(0).max())
+
+
+def test_functions_are_not_trained_by_fit_and_the_callers_random_numbers_stay(tmp_path):
+    mixing = torch.randn(3, 16, generator=torch.Generator().manual_seed(0))
+    pair = (lambda x: x.flatten(1) @ mixing.T, lambda z: torch.sigmoid(z @ mixing).unflatten(1, (1, 4, 4)))
+    torch.manual_seed(5)
+    expected = torch.random.get_rng_state()
+    model = fit_sampler(pair, images(40), sampler=SAMPLER, progress=False)
+    assert torch.equal(torch.random.get_rng_state(), expected)
+    before = weights_of(model)
+    with pytest.raises(ValueError, match="functions, which cannot be trained: use fit_sampler"):
+        fit(images(40), model, sampler=SAMPLER, progress=False)
+    assert unchanged(model, before)
+
+
+def test_a_model_is_loaded_to_where_its_networks_are(tmp_path):
+    encoder, decoder = nn.Sequential(nn.Flatten(), nn.Linear(16, 6)), nn.Sequential(nn.Linear(3, 16))
+    decoder.append(nn.Unflatten(1, (1, 4, 4)))
+    LDCVAE.from_networks(encoder, decoder, image_shape=(1, 4, 4), latent_dim=3).save_pretrained(tmp_path)
+    with warnings.catch_warnings(action="ignore"):  # tensors of device meta have no numbers to be given
+        there = LDCVAE.from_pretrained(tmp_path, encoder=encoder.to("meta"), decoder=decoder.to("meta"))
+    assert there.device.type == "meta"
+
+
+def test_a_card_is_of_the_model_that_was_saved_last_unless_somebody_wrote_it(tmp_path):
+    for dim in (3, 5):
+        LDCVAE(LDCVAEConfig((1, 4, 4), latent_dim=dim)).save_pretrained(tmp_path)
+        assert f"Latents of {dim} dimensions" in (tmp_path / "README.md").read_text()
+    (tmp_path / "README.md").write_text("# Mine")
+    LDCVAE(LDCVAEConfig((1, 4, 4))).save_pretrained(tmp_path)
+    assert (tmp_path / "README.md").read_text() == "# Mine"
+
+
+def test_large_images_are_encoded_a_few_at_a_time(monkeypatch):
+    monkeypatch.setattr("ldcvae.batches._NUMBERS", 7 * 16)
+    sizes, model = [], LDCVAE(LDCVAEConfig((1, 4, 4)))
+    model.encoder.register_forward_pre_hook(lambda _, given: sizes.append(len(given[0])))
+    assert len(model.encodings(images(20))) == 20
+    assert sizes == [7, 7, 6]

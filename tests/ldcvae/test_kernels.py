@@ -6,7 +6,6 @@ import torch
 from ldcvae.directions.kernels import (
     KERNELS,
     get_kernel,
-    mean_square_distance,
     median_distance,
     nearest_neighbour_distance,
     squared_distances,
@@ -65,15 +64,8 @@ def test_bandwidth_rules_against_brute_force():
     x = points(40, 3)
     pairs = torch.pdist(x)
     torch.testing.assert_close(median_distance(x), torch.cat([pairs, pairs]).median())
-    torch.testing.assert_close(mean_square_distance(x), pairs.square().mean())
     dense = torch.cdist(x, x).fill_diagonal_(float("inf"))
     torch.testing.assert_close(nearest_neighbour_distance(x), dense.amin(1).median())
-
-
-def test_mean_square_distance_works_on_groups():
-    groups = points(12, 2).view(3, 4, 2)
-    each = torch.stack([mean_square_distance(group) for group in groups])
-    torch.testing.assert_close(mean_square_distance(groups), each)
 
 
 def test_nearest_neighbour_needs_two_rows():
