@@ -7,7 +7,7 @@ from typing import Any
 from ldcvae.training.world import World
 from pipeline.config.load import parse_config
 from pipeline.remote.device import process_device
-from pipeline.remote.hardware import use_cuda
+from pipeline.remote.hardware import on_shares, use_cuda
 from pipeline.tune.trial import Trial, run_trial
 
 __all__ = ["nested_trial", "single_trial"]
@@ -35,7 +35,8 @@ def single_trial(params: dict[str, Any], template: Trial) -> None:
         tune.report(_failed(params["invalid"]))
         return
     trial = _own(params, template)
-    run_trial(trial, World(device=process_device(trial.run.config)), tune.report)
+    config = on_shares(trial.run.config, trial.run.config.tune.gpus_per_trial)
+    run_trial(trial, World(device=process_device(config)), tune.report)
 
 
 def _rank(settings: dict[str, Any]) -> None:

@@ -16,7 +16,7 @@ from pipeline.config.sections import Config
 from pipeline.judge.figures import make_reference
 from pipeline.judge.pages.pictures import Picture
 from pipeline.remote.connect import connect
-from pipeline.remote.hardware import grows, on_shares, require_room, use_cuda
+from pipeline.remote.hardware import grows, require_room, use_cuda
 from pipeline.remote.internals import count_killed_trials_as_lost, keep_keys_out_of_runtime_environments
 from pipeline.store.data.splits import split_images
 from pipeline.store.folder import fingerprint
@@ -57,8 +57,7 @@ def _template(run: Run, space: SearchSpace, study: str) -> Trial:
         error, held_out = reconstruction_error(model.reconstruct, validation), encode_split(model, validation)
         del validation  # one split in memory at a time
         shared = Shared(weights, encode_split(model, split_images(run, "train")), held_out, error)
-    own = on_shares(run.config, run.config.tune.gpus_per_trial)
-    return Trial(run.with_config(own), study, 0, run.config.tune.cpus_per_trial, reference, shared)
+    return Trial(run, study, 0, run.config.tune.cpus_per_trial, reference, shared)
 
 
 def _resources(config: Config) -> tuple[dict[str, float], int]:
