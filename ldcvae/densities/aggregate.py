@@ -66,10 +66,9 @@ def fit_aggregate(
     scale = encodings.covariance().diagonal().clamp(min=torch.finfo(encodings.mean.dtype).tiny).sqrt()
     variances = (noise / scale * torch.exp(0.5 * encodings.log_variance)).square()
     scaled, variances = (encodings.mean / scale).double(), variances.double()
-    # What EM adds to the variances must not be what flat directions have: they would be as wide as it says.
+    # No more than the posteriors' own variances: whitened, the flattest directions would be as wide as what EM adds.
     ridge = min(1e-6, float(variances.mean(0).min()))
-    fitted = fit_mixture(scaled, components, seed, variances=variances, ridge=ridge)
-    weights, means, covariances = fitted
+    weights, means, covariances = fit_mixture(scaled, components, seed, variances=variances, ridge=ridge)
     matrix = scale.double()[:, None] * whitening.matrix.double()
     means = means @ matrix - (whitening.mean.double() @ whitening.matrix.double())
     covariances = matrix.T @ covariances @ matrix

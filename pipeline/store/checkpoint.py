@@ -156,12 +156,16 @@ class NewestCheckpoint:
                 self.folder.remove(old)
 
     def load(self) -> dict[str, Any] | None:
-        """The newest whole state, or None; of a damaged one it is told that the work begins anew."""
+        """The newest whole state, or None; of a damaged one it is told that the work begins anew.
+
+        Raises:
+            PipelineError: when the storage refuses.
+        """
         for name in reversed(self._names()):
             where = self.folder / name
-            try:
-                with where.local_copy() as path:
+            with where.local_copy() as path:
+                try:
                     return load_state(path, where.url)
-            except PipelineError as error:
-                say(f"{error}; it is not gone on from")
+                except PipelineError as error:
+                    say(f"{error}; it is not gone on from")
         return None
