@@ -1,6 +1,7 @@
 """Networks from outside: tried out before they are used; autoencoders given by what they do, encode and decode."""
 
 from collections.abc import Callable
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +15,7 @@ __all__ = [
     "Decode",
     "Encode",
     "ToLogits",
+    "beside",
     "check_callables",
     "check_networks",
     "check_scale",
@@ -26,6 +28,20 @@ Encode = Callable[[Tensor], Tensor | tuple[Tensor, Tensor]]
 """Images (B, C, H, W) in [0, 1] -> mean and log variance, (B, d) each, or points (B, d)."""
 Decode = Callable[[Tensor], Tensor]
 """Latents (B, d) -> images (B, C, H, W) in [0, 1]."""
+
+
+Model = TypeVar("Model", bound=nn.Module)
+
+
+def beside(model: Model, *networks: object) -> Model:
+    """The model on the device of the first weight of networks, which may be functions, or missing.
+
+    Example:
+        >>> beside(nn.Linear(1, 1), None, nn.Linear(1, 1, device="meta")).weight.device
+        device(type='meta')
+    """
+    weight = next((w for one in networks if isinstance(one, nn.Module) for w in one.parameters()), None)
+    return model if weight is None else model.to(weight.device)
 
 
 class CallableEncoder(nn.Module):

@@ -4,7 +4,6 @@ import contextlib
 import copy
 import os
 from dataclasses import replace
-from itertools import chain
 from pathlib import Path
 from typing import Any, cast
 
@@ -17,9 +16,9 @@ from ldcvae.config import LDCVAEConfig
 from ldcvae.densities.covariances import base_fields
 from ldcvae.densities.low_rank import scaled_noise
 from ldcvae.encodings import Encodings, Posterior, Whitening
-from ldcvae.external import CallableDecoder, CallableEncoder, Decode, Encode, ToLogits, check_networks
+from ldcvae.external import CallableDecoder, CallableEncoder, Decode, Encode, ToLogits, beside, check_networks
 from ldcvae.losses import LogDensity, as_float, gaussian_kl, reconstruction_loss, split_posterior
-from ldcvae.model_card import card_body, describes
+from ldcvae.model_card import card_body, remove_own_card
 from ldcvae.networks import SamplerNet, build_decoder, build_encoder
 
 __all__ = ["LDCVAE", "LDCVAEConfig"]
@@ -137,8 +136,7 @@ class LDCVAE(
         """
         check_networks(encoder, decoder, image_shape, latent_dim, logits)
         config = LDCVAEConfig(image_shape, latent_dim, "custom", likelihood=likelihood, logits=logits)
-        model = cls(config, encoder, decoder)
-        return _beside_its_networks(model)
+        return beside(cls(config, encoder, decoder), encoder, decoder)
 
     def update_config(self, **changes: Any) -> None:
         """Other values in the configuration that `save_pretrained` writes; weights stay as they are."""
@@ -240,10 +238,7 @@ class LDCVAE(
         return LogDensity(reconstruction, kl, -self.config.inverse_temperature * reconstruction - kl)
 
     def encodings(self, images: Tensor, batch_size: int = 1024) -> Encodings:
-        """Posteriors of many images (N, C, H, W), uint8 or float in [0, 1], without gradient.
-
-        At most `batch_size` at a time, fewer of large ones.
-        """
+        """Posteriors of many images (N, C, H, W), uint8 or float in [0, 1], in batches (fewer of large ones)."""
         size = rows_at_a_time(self.config.image_shape, batch_size)
         with torch.no_grad():
             parts = [self.encode(as_float(part).to(self.device)) for part in images.split(size)]
@@ -255,12 +250,10 @@ class LDCVAE(
         if self.config.base_components == 0 or n == 0:  # multinomial draws no fewer than one
             return noise
         where = generator.device if generator is not None else self.device
-        component = torch.multinomial(self.base_weights.to(where), n, replacement=True, generator=generator)
-        component = component.to(self.device)
+        component = torch.multinomial(self.base_weights.to(where), n, True, generator=generator).to(self.device)
         if self.base_noise is None:
-            return self.base_means[component] + scaled_noise(
-                noise, self.base_scales, component // self.config.base_centres
-            )
+            own = component // self.config.base_centres
+            return self.base_means[component] + scaled_noise(noise, self.base_scales, own)
         draws = self.base_means[component] + self.base_noise[component] * noise
         common = _normal((n, self.config.base_rank), generator, self.device)
         return draws + scaled_noise(common, self.base_scales, component)
@@ -285,15 +278,8 @@ class LDCVAE(
         return self.decode(self.sample_latents(n, generator))
 
     def save_pretrained(self, save_directory: str | Path, **kwargs: Any) -> str | None:
-        """Write config.json, model.safetensors and README.md into a folder; `from_pretrained` reads them.
-
-        Args:
-            save_directory: is made where it is missing; a card that somebody has written there stays.
-            kwargs: `model_card_kwargs`, arguments of `card_body`; and see `huggingface_hub.ModelHubMixin`.
-        """
-        card, config = (Path(save_directory) / name for name in ("README.md", "config.json"))
-        if card.exists() and config.exists() and describes(card.read_text(errors="replace"), config.read_bytes()):
-            card.unlink()  # of a model that was saved here before, as it was written: the hub's mixin would leave it
+        """Write config.json, model.safetensors and README.md; a card that somebody wrote there stays."""
+        remove_own_card(Path(save_directory))  # of a model that was saved here before: the hub's mixin would leave it
         return super().save_pretrained(save_directory, **kwargs)
 
     def generate_model_card(self, **about: Any) -> ModelCard:
@@ -316,10 +302,8 @@ class LDCVAE(
         """
         source = os.fspath(pretrained_model_name_or_path)
         if not source.startswith("hub:") and not os.path.isfile(os.path.join(source, "model.safetensors")):
-            raise FileNotFoundError(
-                f"{source} holds no model.safetensors: give the folder that save_pretrained wrote "
-                "(a run's model/ folder), or hub:USER/MODEL to download"
-            )
+            remedy = "give the folder that save_pretrained wrote (a run's model/), or hub:USER/MODEL to download"
+            raise FileNotFoundError(f"{source} holds no model.safetensors: {remedy}")
         # Without it weights that are missing would stay at their random start.
         kwargs.setdefault("strict", True)
         with contextlib.redirect_stdout(None):  # huggingface_hub prints that it loads from a local directory
@@ -327,13 +311,7 @@ class LDCVAE(
                 model = super().from_pretrained(source.removeprefix("hub:"), **kwargs)
             except RuntimeError as error:
                 raise ValueError(f"the weights of {source} do not fit the networks: {error}") from None
-        return _beside_its_networks(model).eval()
-
-
-def _beside_its_networks(model: LDCVAE) -> LDCVAE:
-    """On the device of networks that were given."""
-    weight = next(chain(model.encoder.parameters(), model.decoder.parameters()), None)
-    return model if weight is None else model.to(weight.device)
+        return beside(model, kwargs.get("encoder"), kwargs.get("decoder")).eval()
 
 
 def _normal(shape: Any, generator: torch.Generator | None, device: torch.device) -> Tensor:

@@ -2,10 +2,11 @@
 
 import json
 from collections.abc import Mapping
+from pathlib import Path
 
 from ldcvae.config import LDCVAEConfig
 
-__all__ = ["COLUMNS", "card_body", "describes"]
+__all__ = ["COLUMNS", "card_body", "remove_own_card"]
 
 COLUMNS = ("precision", "recall", "density", "coverage")
 """Figures that a card shows beside the Fréchet distance."""
@@ -91,16 +92,22 @@ def card_body(
     )
 
 
-def describes(card: str, config: bytes) -> bool:
-    """Whether a card is what `card_body` says, without figures, of the model whose config.json this is.
+def remove_own_card(folder: Path) -> None:
+    """Remove README.md if it is what `card_body` says, without figures, of the model of the folder's config.json.
 
     Example:
-        >>> describes("A card that somebody has written.", b"{}")
-        False
+        >>> import tempfile
+        >>> folder = Path(tempfile.mkdtemp())
+        >>> _ = (folder / "README.md").write_text("A card that somebody has written.")
+        >>> remove_own_card(folder)
+        >>> (folder / "README.md").exists()
+        True
     """
+    card = folder / "README.md"
     try:
-        content = json.loads(config)
+        content = json.loads((folder / "config.json").read_bytes())
         content["image_shape"] = tuple(content["image_shape"])
-        return card_body(LDCVAEConfig(**content)) in card
-    except (AttributeError, KeyError, TypeError, ValueError):
-        return False
+        if card_body(LDCVAEConfig(**content)) in card.read_text(errors="replace"):
+            card.unlink()
+    except (AttributeError, FileNotFoundError, KeyError, TypeError, ValueError):
+        return  # there is none, or another program's
