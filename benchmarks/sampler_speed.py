@@ -1,6 +1,6 @@
 """The sampler net against annealed Langevin at equal latent MMD²: latents per second.
 
-Trains a model on digits (a minute), then finds the fewest Langevin steps whose MMD² to held-out encoder draws is
+Trains a model on digits (a minute; `make bench` a shorter one), then finds the fewest Langevin steps whose MMD² to held-out encoder draws is
 within one standard error of the sampler net's, or takes the best it reaches. Prints the ratio of speeds.
 
     python benchmarks/sampler_speed.py [key=value …]
@@ -46,7 +46,7 @@ def main(arguments: list[str]) -> None:
         """Mean MMD², its standard error and latents per second of a generator."""
         asked = override(config, {"evaluate.generators": [name], "evaluate.langevin_steps": steps})
         noise = generator("fits")
-        ((_, draw),) = fitted(asked, model, encodings, lambda purpose: noise)
+        ((_, draw),) = fitted(asked, model, encodings, None, lambda purpose: noise)
         timed_draw(draw, 200, generator("warm-up"))
         values, rates = [], []
         for repeat, truth in enumerate(truths):

@@ -33,7 +33,7 @@ SCRIPTS = {
     "workers": [],
     "evaluation": [],
     "start": [],
-    "sampler_speed": [],
+    "sampler_speed": ["train.epochs=100", "sampler.steps=600"],
     "tune_sharing": [],
     "streaming": [],
     "sampling": [],
@@ -54,17 +54,13 @@ def machine() -> dict[str, Any]:
     }
 
 
-def measured(script: str, arguments: list[str]) -> list[dict[str, Any]]:
-    """What a script reports; its output goes through.
-
-    Raises:
-        RuntimeError: if it fails.
-    """
+def measured(script: str, arguments: list[str]) -> list[dict[str, Any]] | None:
+    """What a script reports, None if it fails; its output goes through."""
     with tempfile.NamedTemporaryFile(suffix=".jsonl") as file:
         environment = os.environ | {"OMP_NUM_THREADS": "1", "BENCH_RESULTS": file.name}
         command = [sys.executable, str(FOLDER / f"{script}.py"), *arguments]
         if subprocess.run(command, env=environment, check=False).returncode:
-            raise RuntimeError(f"{script} failed")
+            return None
         return [json.loads(line) | {"script": script} for line in Path(file.name).read_text().splitlines()]
 
 
@@ -92,10 +88,15 @@ def main(arguments: list[str] | None = None) -> int:
         parser.error(f"no such script: {', '.join(sorted(unknown))}; one of {', '.join(SCRIPTS)}")
     earlier = json.loads(RESULTS.read_text()) if RESULTS.exists() else {"ratios": []}
     committed = {row["name"]: row for row in earlier["ratios"]}
-    started, rows = time.perf_counter(), []
+    started, failed = time.perf_counter(), []
+    rows: list[dict[str, Any]] = []
     for number, script in enumerate(chosen, 1):
         print(f"== {number}/{len(chosen)} {script}, {time.perf_counter() - started:.0f} s so far", flush=True)
-        rows += measured(script, SCRIPTS[script])
+        if (found := measured(script, SCRIPTS[script])) is None:
+            print(f"== {script} FAILED", flush=True)
+            failed.append(script)
+        else:
+            rows += found
     lines, worse = ["| ratio | measured | goal | committed | change |", "|---|---|---|---|---|"], []
     for row in rows:
         before = committed.get(row["name"], {}).get("ratio")
@@ -112,7 +113,9 @@ def main(arguments: list[str] | None = None) -> int:
         new = {row["name"] for row in rows}
         kept = [row for row in earlier["ratios"] if row["name"] not in new]
         RESULTS.write_text(json.dumps({"machine": machine(), "ratios": kept + rows}, indent=1) + "\n")
-    return 0
+    if failed:
+        print(f"failed: {', '.join(failed)}")
+    return 1 if failed else 0
 
 
 if __name__ == "__main__":
