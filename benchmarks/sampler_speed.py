@@ -1,7 +1,8 @@
 """The sampler net against annealed Langevin at equal latent MMD²: latents per second.
 
-Trains a model on digits (a minute; `make bench` a shorter one), then finds the fewest Langevin steps whose MMD² to held-out encoder draws is
-within one standard error of the sampler net's, or takes the best it reaches. Prints the ratio of speeds.
+Trains a model on digits (a minute; `make bench` a shorter one), then finds the fewest Langevin steps whose MMD² to
+held-out encoder draws is within one standard error of the sampler net's, or takes the best it reaches. Prints the
+ratio of speeds.
 
     python benchmarks/sampler_speed.py [key=value …]
 """
