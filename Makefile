@@ -36,7 +36,7 @@ lint: .venv/installed
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
-	@cd benchmarks && MYPYPATH=.. ../$(BIN)/mypy --config-file ../pyproject.toml $(addprefix --disable-error-code=,$(LOOSE)) *.py
+	@cd benchmarks && MYPYPATH=.. ../$(BIN)/mypy --config-file ../pyproject.toml --cache-dir ../.mypy_cache $(addprefix --disable-error-code=,$(LOOSE)) *.py
 
 # The documentation's site, in site/.
 docs: .venv/installed
