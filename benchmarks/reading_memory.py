@@ -46,7 +46,7 @@ def write_data(storage: Path, images: int, size: int) -> int:
         for split, count in counts.items():
             per_shard = max(1, DISTINCT // int(np.prod(shape)))
             names += write_split(run.folder, split, noise, None, per_shard, np.arange(count) % distinct)
-        return names, {"shape": list(shape), "counts": counts, "classes": []}
+        return names, {"source": "noise", "shape": list(shape), "counts": counts, "classes": []}
 
     run.stage("data", {}, work)
     return images * int(np.prod(shape))

@@ -50,7 +50,7 @@ def write(folder: Path, name: str, shape: tuple[int, int, int], count: int) -> R
 
     def work(_: str) -> tuple[list[str], dict]:
         names = write_split(run.folder, "train", noise, None, 10_000, np.arange(count) % distinct)
-        return names, {"shape": list(shape), "counts": {"train": count}, "classes": []}
+        return names, {"source": "noise", "shape": list(shape), "counts": {"train": count}, "classes": []}
 
     run.stage("data", {}, work)
     return run
