@@ -42,7 +42,7 @@ lint: .venv/installed
 docs: .venv/installed
 	@$(BIN)/mkdocs build --strict
 
-# The ratios of docs/performance.md, beside the committed ones; twenty minutes on two idle cores.
+# The ratios of docs/performance.md, beside the committed ones; twenty minutes or more on two idle cores.
 bench: .venv/installed
 	@$(BIN)/python benchmarks/suite.py
 
