@@ -191,9 +191,10 @@ def main(stage: str, arguments: Sequence[str] | None = None) -> None:
         if stage in _ONLY_READ:
             work(run)
             return
-        forced = options.force not in (False, None)
+        own = _forced(options)
+        forced = own["force"]
         with held(run.folder, stage):
-            work(run, **_forced(options))
+            work(run, **own)
     except ConfigError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)

@@ -21,9 +21,10 @@ from pipeline.config.load import read_keys
 from pipeline.config.sections import Config, TrainConfig
 from pipeline.remote.failures import kind_of_record
 from pipeline.store.folder import Folder, fingerprint, sha256
-from pipeline.store.model import build_model, perceptual_content
+from pipeline.store.model import build_model
 from pipeline.store.run import Run
 from pipeline.store.schema import Record, parse_as
+from pipeline.store.weights import decoder_parts
 
 __all__ = [
     "AUTOENCODER_FORMAT",
@@ -146,14 +147,9 @@ def autoencoder_cell(config: Config, data: str, features: str, name: str, settin
 
 def decoder_cell(config: Config, parent: Cell) -> Cell:
     """The cell of an autoencoder whose decoder is trained on by phase `decoder`; `parent` is the one without."""
-    content: dict[str, Any] = {
-        "decoder": config.decoder.model_dump(mode="json", exclude={"perceptual_weights"}),
-        "parent": parent.key,
-    }
+    content: dict[str, Any] = {"parent": parent.key} | decoder_parts(config)
     if config.decoder.fits_base:
         content["reads"] = _read(config, ("sampler.base", *BASE_KEYS))
-    if (weights := perceptual_content(config)) is not None:
-        content["perceptual_weights"] = sha256(weights)
     return Cell(_key(DECODER_FORMAT, content), parent.job | {"parent": parent.key, "decoder": True})
 
 

@@ -21,7 +21,7 @@ from pipeline.config.errors import ConfigError, PipelineError
 from pipeline.config.sections import Config
 from pipeline.store.folder import Folder
 from pipeline.store.run import Run
-from pipeline.store.weights import read_file
+from pipeline.store.weights import perceptual_content
 
 __all__ = [
     "BEFORE_FILE",
@@ -30,7 +30,6 @@ __all__ = [
     "build_model",
     "load_before",
     "load_model",
-    "perceptual_content",
     "perceptual_features",
     "publish",
     "write_before",
@@ -71,20 +70,6 @@ def build_model(config: Config, image_shape: tuple[int, int, int]) -> LDCVAE:
             **base_fields(model.latent_dim, *sampler.base_shape),
         )
     )
-
-
-def perceptual_content(config: Config) -> bytes | None:
-    """The file `decoder.perceptual_weights`; None where phase `decoder` needs none.
-
-    Raises:
-        ConfigError: if it cannot be read.
-
-    Example:
-        >>> perceptual_content(Config()) is None
-        True
-    """
-    file = config.decoder.features_file
-    return None if file is None else read_file(file, "decoder.perceptual_weights")
 
 
 def perceptual_features(

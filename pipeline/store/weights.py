@@ -6,7 +6,7 @@ from pipeline.config.errors import ConfigError, PipelineError
 from pipeline.config.sections import Config
 from pipeline.store.folder import Folder, sha256
 
-__all__ = ["FILES", "decoder_parts", "judge_parts", "read_file"]
+__all__ = ["FILES", "decoder_parts", "judge_parts", "perceptual_content", "read_file"]
 
 FILES = frozenset({"extractor_file", "inception_weights", "perceptual_weights"})
 """Keys that name such files, without their sections: fingerprints have hashes of the content instead."""
@@ -47,23 +47,31 @@ def judge_parts(config: Config) -> dict[str, Any]:
     return {key: sha256(read_file(url, f"evaluate.{key}")) for key, url in named.items() if url is not None}
 
 
-def decoder_parts(config: Config, even_without: bool = False) -> dict[str, Any]:
-    """The part of a fingerprint that is about phase `decoder`; empty where there is none.
+def perceptual_content(config: Config) -> bytes | None:
+    """The file `decoder.perceptual_weights`; None where phase `decoder` needs none.
 
-    Args:
-        config: of a run.
-        even_without: the section even where it has no epochs, as a search over them needs it.
+    Raises:
+        ConfigError: if it cannot be read.
+
+    Example:
+        >>> perceptual_content(Config()) is None
+        True
+    """
+    file = config.decoder.features_file
+    return None if file is None else read_file(file, "decoder.perceptual_weights")
+
+
+def decoder_parts(config: Config) -> dict[str, Any]:
+    """The part of a fingerprint that is about phase `decoder`.
 
     Raises:
         ConfigError: if the file of the perceptual loss cannot be read.
 
     Example:
-        >>> decoder_parts(Config()), "decoder" in decoder_parts(Config(), even_without=True)
-        ({}, True)
+        >>> list(decoder_parts(Config()))
+        ['decoder']
     """
-    if not (config.decoder.epochs or even_without):
-        return {}
     parts: dict[str, Any] = {"decoder": config.decoder.kept_under(FILES)}
-    if (file := config.decoder.features_file) is not None:
-        parts["perceptual_weights"] = sha256(read_file(file, "decoder.perceptual_weights"))
+    if (weights := perceptual_content(config)) is not None:
+        parts["perceptual_weights"] = sha256(weights)
     return parts

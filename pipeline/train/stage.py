@@ -17,14 +17,14 @@ _check, _work = lazy("pipeline.train.fit:check"), lazy("pipeline.train.fit:work"
 
 
 def _depends_on(config: Config, data: str) -> dict[str, Any]:
-    depends_on: dict[str, Any] = {
+    return {
         "data": data,
         "seed": config.seed,
         "model": config.model.kept_under(),
         "train": config.train.kept_under(config.train.operational),
         "sampler": config.sampler.kept_under({"checkpoint_steps"}),
+        **(decoder_parts(config) if config.decoder.epochs else {}),
     }
-    return depends_on | decoder_parts(config)
 
 
 def run(run: Run, force: bool = False) -> Manifest:

@@ -227,7 +227,7 @@ def run(run: Run, force: bool = False) -> Manifest:
     else:
         parts["train"] = config.train.kept_under(config.train.operational)
         if phases_of(config, shares=False) > 2:
-            parts |= decoder_parts(config, even_without=True)
+            parts |= decoder_parts(config)
     parts["model"] = config.model.kept_under()
     parts["sampler"] = config.sampler.kept_under({"checkpoint_steps"})
     judged = config.evaluate.kept_under(FILES)
