@@ -19,19 +19,22 @@ def emoji():
         del sys.modules[name]
 
 
-def sheet(colours):
+def sheet(side, colours):
     """A row of cells: a border in the next cell's way, and a transparent picture with a coloured left half."""
-    image = Image.new("RGBA", (34 * len(colours), 34), (1, 2, 3, 255))
+    cell = side + 2
+    image = Image.new("RGBA", (cell * len(colours), cell), (1, 2, 3, 255))
     for column, colour in enumerate(colours):
-        image.paste((0, 0, 0, 0), (34 * column + 1, 1, 34 * column + 33, 33))
-        image.paste(colour, (34 * column + 1, 1, 34 * column + 17, 33))
+        left = cell * column + 1
+        image.paste((0, 0, 0, 0), (left, 1, left + side, 1 + side))
+        image.paste(colour, (left, 1, left + side // 2, 1 + side // 2))
     return image
 
 
-def test_pictures_lie_on_white_without_borders_and_repetitions(emoji):
+@pytest.mark.parametrize("side", [32, 64])
+def test_pictures_lie_on_white_without_borders_and_repetitions(emoji, side):
     sheets = {
-        "google": sheet(["red", "red", "blue"]),
-        "twitter": sheet(["green", "blue", "green"]),
+        "google": sheet(side, ["red", "red", "blue"]),
+        "twitter": sheet(side, ["green", "blue", "green"]),
     }
 
     def there(column, **more):
@@ -44,14 +47,14 @@ def test_pictures_lie_on_white_without_borders_and_repetitions(emoji):
         ),
     ]
     found = [
-        (picture.getpixel((0, 0)), picture.getpixel((31, 31)), *rest)
-        for picture, *rest in emoji.pictures(records, sheets)
+        (picture.size, picture.getpixel((0, 0)), picture.getpixel((side - 1, side - 1)), *rest)
+        for picture, *rest in emoji.pictures(records, sheets, side)
     ]
-    white = (255, 255, 255)
+    white, size = (255, 255, 255), (side, side)
     assert found == [
-        ((255, 0, 0), white, "People", emoji.split_of("A")),
-        ((0, 128, 0), white, "People", emoji.split_of("A")),
-        ((0, 0, 255), white, "Objects", emoji.split_of("B")),
+        (size, (255, 0, 0), white, "People", emoji.split_of("A")),
+        (size, (0, 128, 0), white, "People", emoji.split_of("A")),
+        (size, (0, 0, 255), white, "Objects", emoji.split_of("B")),
     ]
 
 

@@ -1,17 +1,19 @@
-"""Emoji of two vendors in 32x32 colour, as one Parquet file, out of the npm package emoji-datasource.
+"""Emoji of two vendors in 32x32 or 64x64 colour, as one Parquet file, out of npm packages.
 
-Every picture of Google's and Twitter's sheets (cells of 34 pixels with a border of 1), its transparency laid on
-white, without repeated pictures. The label is the emoji's category. Both vendors' versions of an emoji and all its
-skin tones are in one split, drawn by a hash of the emoji's code points: 80 % train, 10 % validation, 10 % test.
+Those of 32x32 are in emoji-datasource, those of 64x64 in emoji-datasource-google and -twitter (74 and 62 MB). Every
+picture of Google's and Twitter's sheets (cells with a border of one pixel), its transparency laid on white, without
+repeated pictures. The label is the emoji's category. Both vendors' versions of an emoji and all its skin tones are in
+one split, drawn by a hash of the emoji's code points: 80 % train, 10 % validation, 10 % test.
 
-    python benchmarks/data/emoji.py [FOLDER]     # runs/sources/emoji
-    python -m pipeline.run name=emoji data.source=parquet data.path=runs/sources/emoji model.latent_dim=64
+    python benchmarks/data/emoji.py                                   # runs/sources/emoji
+    python benchmarks/data/emoji.py runs/sources/emoji-64 --side 64
+    python -m pipeline.run --config configs/emoji.yaml name=emoji-64 data.path=runs/sources/emoji-64
 """
 
+import argparse
 import hashlib
 import io
 import json
-import sys
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,9 +24,9 @@ import pyarrow.parquet as pq
 from npm import fetch
 from PIL import Image
 
-PACKAGE = "emoji-datasource@16.0.0"
+PACKAGE, VERSION = "emoji-datasource", "16.0.0"
 VENDORS = ("google", "twitter")
-CELL, SIDE = 34, 32
+SIDES = (32, 64)  # the vendors' own packages have sheets of both, the common one of 32
 
 
 def split_of(code: str) -> str:
@@ -33,14 +35,16 @@ def split_of(code: str) -> str:
     return ("validation", "test")[part] if part < 2 else "train"
 
 
-def cut(sheet: Image.Image, column: int, row: int) -> Image.Image:
+def cut(sheet: Image.Image, column: int, row: int, side: int) -> Image.Image:
     """One cell without its border, on white."""
-    left, top = column * CELL + 1, row * CELL + 1
-    cell = sheet.crop((left, top, left + SIDE, top + SIDE))
+    left, top = column * (side + 2) + 1, row * (side + 2) + 1
+    cell = sheet.crop((left, top, left + side, top + side))
     return Image.alpha_composite(Image.new("RGBA", cell.size, "white"), cell).convert("RGB")
 
 
-def pictures(records: list[dict[str, Any]], sheets: dict[str, Image.Image]) -> Iterator[tuple[Image.Image, str, str]]:
+def pictures(
+    records: list[dict[str, Any]], sheets: dict[str, Image.Image], side: int
+) -> Iterator[tuple[Image.Image, str, str]]:
     """(picture, category, split) of every emoji, skin tone and vendor, each picture once."""
     seen = set()
     for record in sorted(records, key=lambda r: r["sort_order"]):
@@ -48,20 +52,27 @@ def pictures(records: list[dict[str, Any]], sheets: dict[str, Image.Image]) -> I
             for vendor, sheet in sheets.items():
                 if not variant[f"has_img_{vendor}"]:
                     continue
-                picture = cut(sheet, variant["sheet_x"], variant["sheet_y"])
+                picture = cut(sheet, variant["sheet_x"], variant["sheet_y"], side)
                 if (digest := hashlib.sha256(picture.tobytes()).digest()) not in seen:
                     seen.add(digest)
                     yield picture, record["category"], split_of(record["unified"])
 
 
 def main() -> None:
-    folder = Path(sys.argv[1] if len(sys.argv) > 1 else "runs/sources/emoji")
+    parser = argparse.ArgumentParser(description="Emoji in colour as one Parquet file.")
+    parser.add_argument("folder", type=Path, nargs="?", default=Path("runs/sources/emoji"))
+    parser.add_argument("--side", type=int, choices=SIDES, default=32, help="pixels")
+    arguments = parser.parse_args()
+    folder = arguments.folder
     folder.mkdir(parents=True, exist_ok=True)
-    paths = {vendor: f"img/{vendor}/sheets/32.png" for vendor in VENDORS}
-    files = fetch(PACKAGE, ["emoji.json", *paths.values()])
-    sheets = {vendor: Image.open(io.BytesIO(files[path])).convert("RGBA") for vendor, path in paths.items()}
+    sheets = {}
+    for vendor in VENDORS:
+        package = PACKAGE if arguments.side == 32 else f"{PACKAGE}-{vendor}"
+        path = f"img/{vendor}/sheets/{arguments.side}.png"
+        files = fetch(f"{package}@{VERSION}", ["emoji.json", path])
+        sheets[vendor] = Image.open(io.BytesIO(files[path])).convert("RGBA")
     columns: dict[str, list[Any]] = {"image": [], "label": [], "split": []}
-    for picture, category, split in pictures(json.loads(files["emoji.json"]), sheets):
+    for picture, category, split in pictures(json.loads(files["emoji.json"]), sheets, arguments.side):
         buffer = io.BytesIO()
         picture.save(buffer, "PNG")
         for name, value in zip(columns, (buffer.getvalue(), category, split), strict=True):
