@@ -61,6 +61,8 @@ def _start(config: Config) -> None:
     else:
         # The processes are all on this machine; gloo would otherwise pick an interface by the host's name.
         os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
+        # Nothing takes this machine away with notice: one process fewer for each training.
+        os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
         ray.init(
             # "local": never a stale address that a killed cluster left in Ray's temporary folder.
             address="local",

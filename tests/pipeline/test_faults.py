@@ -2,13 +2,21 @@
 
 import json
 import re
+import shutil
 
 import pytest
+import torch
 from processes import finish, flip, here, kill_driver, kill_worker, start, wait_for
 
+from ldcvae import LDCVAE, AutoencoderSettings, SamplerSettings, fit
+from pipeline.config.load import load_config
 from pipeline.store.checkpoint import load_state
+from pipeline.store.data.shards import load_split
+from pipeline.store.lease import LOCK
+from pipeline.store.run import open_run
 
 TRAIN = ["train.epochs=40", "train.checkpoint_epochs=4", "sampler.steps=400", "sampler.checkpoint_steps=40"]
+TRAIN += ["model.width=128", "sampler.width=256"]  # as in the library
 
 
 def model_hash(storage):
@@ -45,11 +53,29 @@ def prepared(tmp_path_factory, one_ray):
 
 
 @pytest.mark.slow
+def test_fit_ends_in_the_weights_of_the_pipelines_worker(prepared):
+    run = open_run(load_config(overrides=[f"storage={prepared}", "name=tiny"]))
+    trained = LDCVAE.from_pretrained(run.folder.path("model"))
+    images, held_out = (load_split(run, split).pixels for split in ("train", "validation"))
+    fitted = fit(
+        images,
+        validation=held_out,
+        autoencoder=AutoencoderSettings(epochs=40),
+        sampler=SamplerSettings(steps=400, particles=64, checkpoint_steps=40),
+        progress=False,
+    )
+    assert fitted.config == trained.config
+    for name, weight in trained.state_dict().items():
+        assert torch.equal(weight, fitted.state_dict()[name]), name
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("kill", "phase"),
     [
         (kill_driver, "autoencoder"),
-        (kill_worker, "sampler"),
+        # In phase `decoder`: test_decoder_stage.
+        pytest.param(kill_worker, "sampler", marks=pytest.mark.drill),
         pytest.param(kill_driver, "sampler", marks=pytest.mark.drill),
         pytest.param(kill_worker, "autoencoder", marks=pytest.mark.drill),
     ],
@@ -58,10 +84,16 @@ def prepared(tmp_path_factory, one_ray):
 def test_killed_training_goes_on_from_the_last_checkpoint(tmp_path, prepared, phase, kill):
     here("prepare", tmp_path)
     process = start("train", tmp_path, *TRAIN)
+    lock = tmp_path / "tiny" / LOCK
+    wait_for(lock.exists, "lock")
+    for seed in (0, 1):  # the same command, and another
+        _, err = here("train", tmp_path, *TRAIN, f"seed={seed}", expect=1)
+        assert f"is in use: process {process.pid} " in err
     wait_for(lambda: len(registered(tmp_path, phase)) > 1, f"second {phase} checkpoint")
     kill(process)
     damaged = None
     if kill is kill_driver:
+        assert lock.exists()
         assert not (tmp_path / "tiny" / "train" / "manifest.json").exists()
         before = history(tmp_path)
         *_, checkpoint, newest = registered(tmp_path, phase)
@@ -77,6 +109,7 @@ def test_killed_training_goes_on_from_the_last_checkpoint(tmp_path, prepared, ph
     else:
         finish(process)
     check_complete(tmp_path)
+    assert not lock.exists()
     kept = list((tmp_path / "tiny" / "train").glob("ray-*/*_*/tensors.safetensors"))
     assert len(kept) == 2
     for one in kept:  # none of them was deleted along with the damaged one, which stays only if it may be the last
@@ -119,8 +152,6 @@ def test_config_and_data_that_do_not_fit_are_one_message_before_ray_starts(tmp_p
 
 @pytest.mark.slow
 def test_a_damaged_model_is_refused_by_name(tmp_path, prepared):
-    import shutil
-
     storage = tmp_path / "copy"
     shutil.copytree(prepared, storage)
     weights = storage / "tiny" / "model" / "model.safetensors"
