@@ -19,7 +19,16 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-__all__ = ["advance", "bare_direction", "bare_step", "matmul_flops", "parameters", "report", "timed"]
+__all__ = [
+    "advance",
+    "bare_direction",
+    "bare_step",
+    "matmul_flops",
+    "memory_of_process",
+    "parameters",
+    "report",
+    "timed",
+]
 
 
 def timed(work: Callable[[], Any], device: torch.device, seconds: float, warm: int = 3) -> float:
@@ -42,6 +51,12 @@ def timed(work: Callable[[], Any], device: torch.device, seconds: float, warm: i
     one = lap(1)
     calls = max(1, min(10_000, round(seconds / max(one, 1e-5))))
     return lap(calls) / calls
+
+
+def memory_of_process(key: str) -> int:
+    """Bytes by /proc: VmRSS now, VmHWM at most; not getrusage's peak, which includes that of the parent process."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(f"{key}:")) * 1024
 
 
 def report(name: str, ratio: float, better: str, goal: float | None = None) -> None:

@@ -146,7 +146,7 @@ class Exemplars:
     @classmethod
     def of(cls, bench: Bench) -> "Exemplars":
         """Every training image with the base's component that is likeliest for its mean."""
-        labels = bench.base.likeliest(bench.means)[1][:, 0]
+        labels = bench.base.log_joint(bench.means).argmax(1)
         variance, matrix = bench.train.log_variance.exp(), bench.model.whitening.matrix
         diagonals = [variance[labels == i].mean(0) for i in range(len(bench.base.means))]
         # Without a member there is no mean, and no draw either.

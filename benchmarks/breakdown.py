@@ -44,7 +44,7 @@ def kind_of(name: str) -> str:
         >>> kind_of("aten::convolution_backward"), kind_of("aten::add_")
         ('convolution, backward', 'sums, products and the rest')
     """
-    plain = name.rpartition("::")[2].lower()
+    plain = name.rpartition("::")[2].lower().replace("expand", "")  # which is no exponential
     for kind, patterns in KINDS.items():
         if any(pattern in plain for pattern in patterns):
             return kind

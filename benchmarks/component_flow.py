@@ -98,11 +98,11 @@ class ComponentFlow:
         self._inverse = ((vectors * values.rsqrt()[:, None]) @ vectors.mT).float()
         self._log_scale = (0.5 * values.log().sum(1)).float() + 0.5 * base.dim * LOG_2PI
         kept = min(_SHARES, len(base.means))
-        log_joint, component = base.likeliest(means, kept)
+        log_joint, component = base.log_joint(means).topk(kept)
         shares = log_joint.softmax(1)
         self.weights = torch.zeros(len(base.means)).index_add_(0, component.flatten(), shares.flatten())
         self.weights /= self.weights.sum()
-        known, whose = base.likeliest(held_out, kept)
+        known, whose = base.log_joint(held_out).topk(kept)
         before = float(known.logsumexp(1).mean())
         with seeded_weights(seed):
             network = _Coupling(len(base.means), base.dim)

@@ -149,7 +149,11 @@ def autoencoders(folder: Path) -> dict[tuple[int, int], Path]:
     found = {}
     for record in sorted(folder.glob("ae-*/record.json")):
         dim = json.loads((record.parent / "config.json").read_text())["latent_dim"]
-        found[dim, json.loads(record.read_text()).get("seed", 0)] = record.parent
+        key = dim, json.loads(record.read_text()).get("seed", 0)
+        if key in found:
+            both = f"{found[key].name} and {record.parent.name}"
+            raise SystemExit(f"error: {both} have d = {dim} and seed {key[1]}: a folder for each")
+        found[key] = record.parent
     return found
 
 

@@ -4,7 +4,7 @@ Seconds and held-out likelihood. Ours (ldcvae.densities.em) is made of matrix pr
 of 6 dimensions with noise about it: like encodings, not a few Gaussians. For the second comparison they are 54,000
 posteriors in 64 dimensions, of which the sheet fills some and the prior others, as in a VAE with too many.
 
-    python benchmarks/mixture_fit.py [components, 100 if left out]
+    OMP_NUM_THREADS=1 python benchmarks/mixture_fit.py [components, 100 if left out]
 """
 
 import sys

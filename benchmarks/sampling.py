@@ -8,7 +8,6 @@ process for each number of images.
 
 import argparse
 import json
-import resource
 import subprocess
 import sys
 import tempfile
@@ -18,7 +17,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from bare import report
+from bare import memory_of_process, report
 
 from ldcvae.encodings import Encodings
 from ldcvae.model import LDCVAE
@@ -60,7 +59,7 @@ def write(images: int, storage: str) -> dict[str, float]:
     LDCVAE.sample_latents = timed("sampler net", LDCVAE.sample_latents)  # type: ignore[method-assign]
     LDCVAE.decode = timed("decoder", LDCVAE.decode)  # type: ignore[method-assign]
     draw.encode_shard = timed("parquet", draw.encode_shard)
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    before = memory_of_process("VmRSS")
     started = time.perf_counter()
     for batch, first in enumerate(range(0, images, size)):
         job = {
@@ -73,7 +72,7 @@ def write(images: int, storage: str) -> dict[str, float]:
         }
         draw._write_batch(job)
     whole = time.perf_counter() - started
-    peak = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
+    peak = (memory_of_process("VmHWM") - before) / 2**20
     return {"images": images, "seconds": whole, "peak_mib": peak} | dict(SPENT)
 
 

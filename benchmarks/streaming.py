@@ -18,7 +18,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from bare import report
+from bare import memory_of_process, report
 
 from ldcvae.training.autoencoder import AutoencoderPhase
 from ldcvae.training.feed import Feed, make_feed
@@ -32,10 +32,11 @@ from pipeline.store.data.stream import StreamedSplit, window_bytes
 from pipeline.store.model import build_model
 from pipeline.store.run import Run, open_run
 
-IMAGES, ROUNDS, BATCH = 20_480, 5, 128
+IMAGES, ROUNDS, BATCH = 40_960, 3, 128
 SMALL, LARGE = (1, 28, 28), (3, 64, 64)
 MEGABYTES = 200  # of the smaller data set
 MEMORY_MB = 64  # train.memory_mb: windows of 16 MiB
+SPEED_MB = 16  # of 4 MiB, eight an epoch
 OVERRIDES = [
     "train.objective=elbo", "train.particles=1", f"train.batch_size={BATCH}", "train.epochs=1000",
     "model.network=conv", "model.latent_dim=16", "model.width=32", "model.depth=1",
@@ -68,19 +69,22 @@ def speed(folder: Path, arguments: list[str]) -> None:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     run = write(folder, "speed", SMALL, IMAGES)
     config = load_config(None, OVERRIDES + arguments)
-    kinds = {"memory": load_split(run, "train").pixels, "streamed": StreamedSplit(run, "train", MEMORY_MB // 4)}
-    phases, epochs, feeds = {}, {}, {}
+    kinds = {"memory": load_split(run, "train").pixels, "streamed": StreamedSplit(run, "train", SPEED_MB)}
+    phases, epochs = {}, {}
     for kind, images in kinds.items():
         model, validation = build_model(config, SMALL).to(device), torch.zeros(BATCH, *SMALL, dtype=torch.uint8)
         phases[kind] = AutoencoderPhase(model, images, validation, config.train, World(device=device), 0)
         epochs[kind] = phases[kind].epochs()
-        feeds[kind] = make_feed(images, BATCH, World(device=device), 1)
     training: dict[str, list[float]] = {kind: [] for kind in kinds}
     reading: dict[str, list[float]] = {kind: [] for kind in kinds}
     for round_ in range(ROUNDS + 1):
         for kind, phase in phases.items():
             next(epochs[kind])
-            seconds = read_epoch(feeds[kind], round_, phase.steps_per_epoch)
+            # A feed of its own each time: none has read ahead while the other kind had its turn.
+            seconds = read_epoch(
+                make_feed(kinds[kind], BATCH, World(device=device), 1), round_, phase.steps_per_epoch
+            )
+            time.sleep(1.0)  # until what is read ahead has been
             if round_:  # the first round warms both up
                 training[kind].append(phase.history[-1]["images_per_s"])
                 reading[kind].append(phase.steps_per_epoch * phase.batch / seconds)
@@ -94,21 +98,16 @@ def speed(folder: Path, arguments: list[str]) -> None:
         )
 
 
-def status(key: str) -> float:
-    """A figure of this process in MB; VmHWM and not getrusage, whose peak includes that of the parent process."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith(f"{key}:")) * 1024 / 1e6
-
-
 def peak(storage: str, name: str, memory_mb: int) -> None:
     """Read one epoch in this process; prints by how much that raised its peak."""
     keep_freed_memory()
     torch.set_num_threads(1)
     run = open_run(load_config(None, [f"storage={storage}", f"name={name}", f"train.memory_mb={memory_mb}"]))
-    before, images = status("VmRSS"), split_images(run, "train")
+    before, images = memory_of_process("VmRSS") / 1e6, split_images(run, "train")
     feed, steps = make_feed(images, BATCH, World(), 0), len(images) // BATCH
     rate = steps * BATCH / read_epoch(feed, 0, steps)
-    print(json.dumps({"streamed": isinstance(images, StoredSplit), "MB": status("VmHWM") - before, "rate": rate}))
+    grown = memory_of_process("VmHWM") / 1e6 - before
+    print(json.dumps({"streamed": isinstance(images, StoredSplit), "MB": grown, "rate": rate}))
 
 
 def memory(folder: Path) -> None:

@@ -1,9 +1,9 @@
 """The ratios of docs/performance.md, measured in one run and set beside those that were committed.
 
 Runs the scripts below one after the other, each in a process of its own on one thread, collects what they report,
-prints a table and writes `benchmarks/results.json` with machine and versions. A ratio more than 20 % worse than the
-committed one is marked. Seconds depend on the machine and on what else it does; ratios, measured in turns within one
-process, hardly do.
+prints a table and writes `benchmarks/results.json` with machine, versions and day of each. A ratio more than 20 %
+worse than the committed one is marked. Seconds depend on the machine and on what else it does; ratios, measured in
+turns within one process, hardly do.
 
     make bench                                             # or
     python benchmarks/suite.py [--only directions,start] [--keep]
@@ -54,6 +54,16 @@ def machine() -> dict[str, Any]:
     }
 
 
+def committed() -> list[dict[str, Any]]:
+    """The ratios of the last commit; where there is no git, of the file as it is."""
+    shown = subprocess.run(
+        ["git", "show", f"HEAD:./{RESULTS.name}"], cwd=RESULTS.parent, capture_output=True, text=True, check=False
+    )
+    if shown.returncode == 0:
+        return json.loads(shown.stdout)["ratios"]
+    return json.loads(RESULTS.read_text())["ratios"] if RESULTS.exists() else []
+
+
 def measured(script: str, arguments: list[str]) -> list[dict[str, Any]] | None:
     """What a script reports, None if it fails; its output goes through."""
     with tempfile.NamedTemporaryFile(suffix=".jsonl") as file:
@@ -86,8 +96,7 @@ def main(arguments: list[str] | None = None) -> int:
     chosen = options.only.split(",") if options.only else list(SCRIPTS)
     if unknown := set(chosen) - set(SCRIPTS):
         parser.error(f"no such script: {', '.join(sorted(unknown))}; one of {', '.join(SCRIPTS)}")
-    earlier = json.loads(RESULTS.read_text()) if RESULTS.exists() else {"ratios": []}
-    committed = {row["name"]: row for row in earlier["ratios"]}
+    was, of_today = {row["name"]: row["ratio"] for row in committed()}, machine()
     started, failed = time.perf_counter(), []
     rows: list[dict[str, Any]] = []
     for number, script in enumerate(chosen, 1):
@@ -96,23 +105,24 @@ def main(arguments: list[str] | None = None) -> int:
             print(f"== {script} FAILED", flush=True)
             failed.append(script)
         else:
-            rows += found
+            rows += [row | of_today for row in found]
     lines, worse = ["| ratio | measured | goal | committed | change |", "|---|---|---|---|---|"], []
     for row in rows:
-        before = committed.get(row["name"], {}).get("ratio")
+        before = was.get(row["name"])
         words, bad = change(row, before)
         worse += [row["name"]] * bad
         goal = "–" if row["goal"] is None else f"{'≤' if row['better'] == 'lower' else '≥'} {row['goal']:g}"
-        was = "–" if before is None else f"{before:.3g}"
-        lines.append(f"| {row['name']} | {row['ratio']:.3g} | {goal} | {was} | {words}{' **worse**' * bad} |")
+        earlier = "–" if before is None else f"{before:.3g}"
+        lines.append(f"| {row['name']} | {row['ratio']:.3g} | {goal} | {earlier} | {words}{' **worse**' * bad} |")
     print("\n" + "\n".join(lines))
     print(
         f"\n{time.perf_counter() - started:.0f} s" + (f"; more than 20 % worse: {', '.join(worse)}" if worse else "")
     )
     if not options.keep:
-        new = {row["name"] for row in rows}
-        kept = [row for row in earlier["ratios"] if row["name"] not in new]
-        RESULTS.write_text(json.dumps({"machine": machine(), "ratios": kept + rows}, indent=1) + "\n")
+        there = json.loads(RESULTS.read_text())["ratios"] if RESULTS.exists() else []
+        new = {row["script"] for row in rows}  # of which nothing older stays, names that are no more included
+        kept = [row for row in there if row["script"] not in new]
+        RESULTS.write_text(json.dumps({"ratios": kept + rows}, indent=1) + "\n")
     if failed:
         print(f"failed: {', '.join(failed)}")
     return 1 if failed else 0

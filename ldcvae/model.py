@@ -14,12 +14,12 @@ from torch import Tensor, nn
 from ldcvae.batches import rows_at_a_time
 from ldcvae.config import LDCVAEConfig
 from ldcvae.densities.covariances import base_fields
-from ldcvae.densities.low_rank import scaled_noise
+from ldcvae.densities.noise import drawn_components, scaled_noise
 from ldcvae.encodings import Encodings, Posterior, Whitening
 from ldcvae.external import CallableDecoder, CallableEncoder, Decode, Encode, ToLogits, beside, check_networks
 from ldcvae.losses import LogDensity, as_float, gaussian_kl, reconstruction_loss, split_posterior
 from ldcvae.model_card import card_body, remove_own_card
-from ldcvae.networks import SamplerNet, build_decoder, build_encoder
+from ldcvae.networks import SamplerNet, build_decoder, build_encoder, evaluating
 
 __all__ = ["LDCVAE", "LDCVAEConfig"]
 
@@ -238,19 +238,19 @@ class LDCVAE(
         return LogDensity(reconstruction, kl, -self.config.inverse_temperature * reconstruction - kl)
 
     def encodings(self, images: Tensor, batch_size: int = 1024) -> Encodings:
-        """Posteriors of many images (N, C, H, W), uint8 or float in [0, 1], in batches (fewer of large ones)."""
+        """Posteriors of many images (N, C, H, W), uint8 or float in [0, 1], by batches, in evaluation mode."""
         size = rows_at_a_time(self.config.image_shape, batch_size)
-        with torch.no_grad():
-            parts = [self.encode(as_float(part).to(self.device)) for part in images.split(size)]
+        with torch.no_grad(), evaluating(self.encoder):
+            parts = [self.encode(as_float(part.to(self.device))) for part in images.split(size)]
         return Encodings(torch.cat([p.mean for p in parts]), torch.cat([p.log_variance for p in parts]))
 
     def draw_base(self, n: int, generator: torch.Generator | None = None) -> Tensor:
         """(n, d) draws of the sampler's base in whitened coordinates: N(0, I) or the fitted mixture."""
         noise = _normal((n, self.config.latent_dim), generator, self.device)
-        if self.config.base_components == 0 or n == 0:  # multinomial draws no fewer than one
+        if self.config.base_components == 0:
             return noise
         where = generator.device if generator is not None else self.device
-        component = torch.multinomial(self.base_weights.to(where), n, True, generator=generator).to(self.device)
+        component = drawn_components(n, self.base_weights.to(where), generator).to(self.device)
         if self.base_noise is None:
             own = component // self.config.base_centres
             return self.base_means[component] + scaled_noise(noise, self.base_scales, own)

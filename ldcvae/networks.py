@@ -6,7 +6,8 @@ encoder maps (B, C, H, W) in [0, 1] to (B, 2d), mean and log variance side by si
 """
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 from torch import Tensor, nn
 
@@ -18,10 +19,31 @@ __all__ = [
     "build_decoder",
     "build_encoder",
     "choose_network",
+    "evaluating",
     "residual_mlp",
 ]
 
 Shape = tuple[int, int, int]
+
+
+@contextmanager
+def evaluating(network: nn.Module) -> Iterator[None]:
+    """Evaluation mode for the duration of a block, of networks with batch norm or dropout.
+
+    Example:
+        >>> network = nn.Dropout()
+        >>> with evaluating(network):
+        ...     network.training
+        False
+        >>> network.training
+        True
+    """
+    mode = network.training
+    network.eval()
+    try:
+        yield
+    finally:
+        network.train(mode)
 
 
 def _mlp(sizes: Sequence[int]) -> list[nn.Module]:
@@ -32,16 +54,19 @@ def _mlp(sizes: Sequence[int]) -> list[nn.Module]:
 
 
 def mlp_encoder(shape: Shape, latent_dim: int, width: int, depth: int) -> nn.Module:
+    """`depth` hidden layers of `width`."""
     channels, height, rows = shape
     return nn.Sequential(nn.Flatten(), *_mlp([channels * height * rows, *[width] * depth, 2 * latent_dim]))
 
 
 def mlp_decoder(shape: Shape, latent_dim: int, width: int, depth: int) -> nn.Module:
+    """The encoder's mirror image."""
     channels, height, rows = shape
     return nn.Sequential(*_mlp([latent_dim, *[width] * depth, channels * height * rows]), nn.Unflatten(1, shape))
 
 
 def conv_encoder(shape: Shape, latent_dim: int, width: int, depth: int) -> nn.Module:
+    """Two halvings by convolution, to `2 width` channels, then `depth` hidden layers of `8 width`."""
     channels, height, rows = shape
     features = 2 * width * (height // 4) * (rows // 4)
     return nn.Sequential(
@@ -63,6 +88,7 @@ def doubled(inputs: int, outputs: int, upsample: str) -> list[nn.Module]:
 
 
 def conv_decoder(shape: Shape, latent_dim: int, width: int, depth: int, upsample: str = "transposed") -> nn.Module:
+    """The encoder's mirror image; `upsample` is how it doubles."""
     channels, height, rows = shape
     seed = (2 * width, height // 4, rows // 4)
     return nn.Sequential(
@@ -97,6 +123,7 @@ class ResidualBlock(nn.Module):
 
 
 def channel_groups(channels: int) -> int:
+    """Groups of a group norm: the most of 8 that divide the channels."""
     return next(groups for groups in (8, 4, 2, 1) if channels % groups == 0)
 
 
@@ -118,6 +145,7 @@ def _resnet_widths(shape: Shape, width: int) -> list[int]:
 
 
 def resnet_encoder(shape: Shape, latent_dim: int, width: int, depth: int) -> nn.Module:
+    """Halved to 8 pixels, `depth` residual blocks at each size; channels double from `width` to eight times it."""
     widths = _resnet_widths(shape, width)
     layers: list[nn.Module] = [nn.Conv2d(shape[0], widths[0], 3, padding=1)]
     for narrow, wide in itertools.pairwise(widths):
@@ -131,6 +159,7 @@ def resnet_encoder(shape: Shape, latent_dim: int, width: int, depth: int) -> nn.
 
 
 def resnet_decoder(shape: Shape, latent_dim: int, width: int, depth: int, upsample: str = "transposed") -> nn.Module:
+    """The encoder's mirror image; `upsample` is how it doubles."""
     widths = _resnet_widths(shape, width)[::-1]
     scale = 2 ** (len(widths) - 1)
     seed = (widths[0], shape[1] // scale, shape[2] // scale)

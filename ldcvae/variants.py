@@ -245,7 +245,7 @@ _CHAIN: dict[str, Any] = {
     "passes": lambda budget, dim: budget.chain_steps,
     "reads": ("evaluate.langevin_steps", "evaluate.chain_kernels", "sampler.particles"),  # the last: kernels' unit
 }
-_HMC = _CHAIN | {"passes": lambda budget, dim: 11 * (budget.chain_steps // 10)}  # a score more than leapfrog steps
+_HMC = _CHAIN | {"passes": lambda budget, dim: 11 * sum(budget.trajectories)}  # a score more than leapfrog steps
 
 
 def sampler_net(direction: Direction) -> Generator:

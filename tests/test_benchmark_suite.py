@@ -30,7 +30,7 @@ def test_a_ratio_that_got_worse_is_marked_and_results_are_kept(suite, capsys):
     assert "| a / b | 1.5 | ≤ 2 | – | new |" in capsys.readouterr().out
     kept = json.loads(suite.RESULTS.read_text())
     assert [row["ratio"] for row in kept["ratios"]] == [1.5, 4.0]
-    assert kept["machine"]["python"] == ".".join(map(str, sys.version_info[:3]))
+    assert kept["ratios"][0]["python"] == ".".join(map(str, sys.version_info[:3]))
     suite.SCRIPTS["fast"] = ["1.9"]
     suite.main(["--only", "fast", "--keep"])
     out = capsys.readouterr().out

@@ -57,8 +57,11 @@ def split_components(
         ([-1.0, 1.0], [0.5, 0.5], 0.01)
     """
     k, d = mixture.means.shape
-    labels = mixture.likeliest(means)[1][:, 0]
     w = matrix.double()
+    # By the expected log density, as EM has it: a wide posterior is not a narrow component's, wherever its mean is.
+    precisions = torch.linalg.inv(mixture.covariances.double())
+    widths = variances @ (w @ precisions).mul_(w).sum(2).to(variances).T  # tr C⁻¹ Wᵀ diag(v) W
+    labels = mixture.log_joint(means).sub_(0.5 * widths).argmax(1)
     weights = means.new_zeros(k, count)
     centres = mixture.means[:, None].repeat(1, count, 1)
     covariances = mixture.covariances.clone()

@@ -14,7 +14,7 @@ from torch.nn.functional import one_hot
 
 from ldcvae.densities import truncated_em
 
-__all__ = ["device_to_fit_on", "fit_mixture", "start"]
+__all__ = ["check_rows", "fit_mixture", "start"]
 
 _KMEANS_STEPS = 20  # before truncated steps, which converge faster than k-means does
 ROWS = 8192  # at a time: responsibilities of all rows would not fit beside a GPU's other work
@@ -66,7 +66,8 @@ def fit_mixture(
         >>> round(float(fit_mixture(z, 2, variances=torch.ones_like(z))[2][0]), 3)
         1.0
     """
-    data = z.detach().to(device_to_fit_on(z, components), torch.float64)
+    check_rows(z, components)
+    data = z.detach().double()
     if variances is not None and variances.shape != z.shape:
         raise ValueError(f"variances must be {tuple(z.shape)} as the rows are, got {tuple(variances.shape)}")
     d = data.shape[1]
@@ -116,15 +117,10 @@ def fit_mixture(
     return weights.to(z), (means + centre).to(z), covariances.to(z)
 
 
-def device_to_fit_on(z: Tensor, components: int) -> torch.device:
-    """Where latents (n, d) are fitted, in float64: where they are.
-
-    Raises:
-        ValueError: with fewer rows than components.
-    """
+def check_rows(z: Tensor, components: int) -> None:
+    """Raise a ValueError unless latents (n, d) are enough for so many components."""
     if z.ndim != 2 or components < 1 or z.shape[0] < max(2, components):
         raise ValueError(f"fit needs components >= 1 and as many rows, got {components} and {tuple(z.shape)}")
-    return z.device
 
 
 def start(data: Tensor, components: int, seed: int, steps: int = 300) -> Tensor:

@@ -45,12 +45,12 @@ def fit_factor_mixture(
     Args:
         z: (n, d) latents, at least as many as components; of any offset and scale.
         components: K.
-        rank: r, below d; 0 for diagonal covariances.
+        rank: r, below d (1 for d = 1, too); 0 for diagonal covariances.
         seed: of k-means and of the directions.
         max_steps: EM steps at most.
         tolerance: gain of the mean log likelihood below which the fit has converged, in nats; for d > 16 it is
             d / 16 times as much, since the likelihood itself grows with d.
-        ridge: added to the variances, as in `ldcvae.densities.em.fit_mixture`.
+        ridge: share of the mean variance that is added to the variances, as in `ldcvae.densities.em.fit_mixture`.
 
     Returns:
         weights (K,), means (K, d), factors Λ (K, d, r) and variances Ψ (K, d), like z.
@@ -69,18 +69,18 @@ def fit_factor_mixture(
         >>> sorted(zip(weights.tolist(), means[:, 0].tolist()))
         [(0.25, -3.0), (0.75, 3.0)]
     """
-    where = em.device_to_fit_on(z, components)
+    em.check_rows(z, components)
     if not 0 <= rank < max(2, z.shape[1]):
-        raise ValueError(f"rank must lie in 0 .. d - 1 for d = {z.shape[1]}, got {rank}")
-    data = z.detach().to(where)  # blocks of it are made float64: as a whole it may be large
+        raise ValueError(f"rank must lie in 0 .. {max(1, z.shape[1] - 1)} for d = {z.shape[1]}, got {rank}")
+    data = z.detach()  # blocks of it are made float64: as a whole it may be large
     labels = em.start(data, components, seed, _KMEANS_STEPS)
     centre = data.mean(0, dtype=torch.float64)
     mean_square = sum(float((rows.double() - centre).square().sum()) for rows in data.split(em.ROWS)) / data.numel()
-    ridge = max(ridge, 1e-10 * mean_square)
+    ridge = max(ridge, 1e-10) * (mean_square or 1.0)
     tolerance *= max(1.0, data.shape[1] / 16)
     noise = torch.randn(components, data.shape[1], rank, generator=torch.Generator().manual_seed(seed)).double()
     # Long, so that they span what S does to them: at that, I in M is nothing.
-    step = _Step(data, centre, components, ridge, 1e3 * noise.to(where) / math.sqrt(max(mean_square, ridge)))
+    step = _Step(data, centre, components, ridge, 1e3 * noise.to(z.device) / math.sqrt(max(mean_square, ridge)))
     for _ in range(1 if rank == 0 else _START_STEPS):
         step.advance(labels)
     last = -math.inf
@@ -114,7 +114,7 @@ class _Step:
         flat = self.directions.transpose(0, 1).reshape(d, k * rank)
         sums = flat.new_zeros(2 * d, k)
         products = flat.new_zeros(d, k * rank)  # Σ h z (z - m)ᵀ P, for m = 0
-        counts, likelihood = flat.new_zeros(k), 0.0
+        counts, likelihood = flat.new_zeros(k), flat.new_zeros(())
         joint = self._log_joint_coefficients() if labels is None else None
         for start in range(0, n, self.rows):
             z = self.data[start : start + self.rows].double() - self.centre
@@ -131,13 +131,13 @@ class _Step:
                 peak = log_joint.amax(1, keepdim=True)
                 shares = log_joint.sub_(peak).clamp_(min=-100.0).exp_()  # as in `em`
                 total = shares.sum(1, keepdim=True)
-                likelihood += float((peak + total.log()).sum())
+                likelihood += (peak + total.log()).sum()
                 shares /= total
             counts += shares.sum(0)
             sums += features.T @ shares
             products += z.T @ projected.mul_(shares[:, :, None]).view(len(z), k * rank)
         self._maximise(counts, (sums / (counts + _EPSILON)).T, products.view(d, k, rank).transpose(0, 1))
-        return likelihood / n
+        return float(likelihood) / n
 
     def _maximise(self, counts: Tensor, averages: Tensor, products: Tensor) -> None:
         """The M step, and the directions that belong to its result."""

@@ -1,4 +1,8 @@
-"""Gaussian latent densities in Gibbs form, and the interface that every latent density has.
+"""Latent densities in Gibbs form, `p(z) = exp(-E(z))`: the interface that each has, and Gaussian ones.
+
+A density knows its normalised energy `E(z) = -log p(z)`, its score `-∇E(z)`, how to draw from itself, and what it
+becomes when Gaussian noise is added to its draws (`smoothed`), which annealed Langevin dynamics needs. Densities are
+immutable: every method returns something new.
 
 `StandardNormal` is the prior of a plain VAE; `Gaussian` and `GaussianMixture` are ex-post fits to encodings
 (Ghosh et al. 2020, 1903.12436). Import them from `ldcvae.densities`.
@@ -14,6 +18,7 @@ import torch
 from torch import Tensor
 
 from ldcvae.densities.em import fit_mixture
+from ldcvae.densities.noise import drawn_components, scaled_noise, standard_noise
 
 __all__ = ["Gaussian", "GaussianMixture", "LatentDensity", "StandardNormal"]
 
@@ -28,11 +33,6 @@ def _cholesky(covariance: Tensor, name: str) -> Tensor:
         smallest = float(torch.linalg.eigvalsh(covariance.double()).min())
         raise ValueError(f"{name} must be positive definite, its smallest eigenvalue is {smallest:.3g}")
     return factor.to(covariance)
-
-
-def standard_noise(n: int, like: Tensor, generator: torch.Generator | None) -> Tensor:
-    """`n` rows of N(0, I) in the width, dtype and device of `like`."""
-    return torch.randn(n, like.shape[-1], generator=generator, dtype=like.dtype, device=like.device)
 
 
 def checked_sigma(sigma: float) -> float:
@@ -130,7 +130,8 @@ class Gaussian(LatentDensity):
         covariance = torch.cov(rows.T).reshape(z.shape[1], z.shape[1])
         share = jitter * float(covariance.diagonal().mean()) or jitter  # of rows that coincide: itself
         covariance.diagonal().add_(share)
-        return cls(rows.mean(0).to(z.dtype), covariance.to(z.dtype))
+        # Factored before it is rounded: in float32 the jitter may be less than the rounding.
+        return cls(rows.mean(0), covariance).to(dtype=z.dtype)
 
     def energy(self, z: Tensor) -> Tensor:
         """Energy (n,) in nats of latents (n, d)."""
@@ -228,7 +229,8 @@ class GaussianMixture(LatentDensity):
         Raises:
             ValueError: with fewer rows than components.
         """
-        return cls(*fit_mixture(z, components, seed, variances=variances))
+        # Factored before they are rounded, as of one Gaussian.
+        return cls(*fit_mixture(z.double(), components, seed, variances=variances)).to(dtype=z.dtype)
 
     def _chunks(self, z: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
         """`_whitened` of rows a bounded number of numbers at a time."""
@@ -243,16 +245,15 @@ class GaussianMixture(LatentDensity):
         log_scale = self._factors.diagonal(dim1=1, dim2=2).log().sum(1) + 0.5 * self.dim * LOG_2PI
         return white, self.weights.log() - log_scale - 0.5 * (white * white).sum(2)
 
-    def likeliest(self, z: Tensor, count: int = 1) -> tuple[Tensor, Tensor]:
-        """Log joint densities and numbers (n, count) of the components that latents (n, d) are likeliest of.
+    def log_joint(self, z: Tensor) -> Tensor:
+        """(n, K) `log wₖ + log N(z; mₖ, Cₖ)` of latents (n, d).
 
         Example:
             >>> pair = GaussianMixture(torch.ones(2), torch.tensor([[-3.0], [3.0]]), torch.ones(2, 1, 1))
-            >>> pair.likeliest(torch.tensor([[2.0], [-1.0]]))[1].tolist()
-            [[1], [0]]
+            >>> pair.log_joint(torch.tensor([[2.0], [-1.0]])).argmax(1).tolist()
+            [1, 0]
         """
-        found = [log_joint.topk(count, dim=1) for _, log_joint in self._chunks(z)]
-        return torch.cat([values for values, _ in found]), torch.cat([indices for _, indices in found])
+        return torch.cat([log_joint for _, log_joint in self._chunks(z)])
 
     def energy(self, z: Tensor) -> Tensor:
         """Energy (n,) in nats of latents (n, d)."""
@@ -265,12 +266,8 @@ class GaussianMixture(LatentDensity):
 
     def sample(self, n: int, generator: torch.Generator | None = None) -> Tensor:
         """`n` independent draws (n, d)."""
-        labels = torch.multinomial(self.weights, n, replacement=True, generator=generator)
-        z = standard_noise(n, self.means, generator)
-        for k, (mean, factor) in enumerate(zip(self.means, self._factors, strict=True)):
-            rows = labels == k
-            z[rows] = mean + z[rows] @ factor.T
-        return z
+        labels = drawn_components(n, self.weights, generator)
+        return self.means[labels] + scaled_noise(standard_noise(n, self.means, generator), self._factors, labels)
 
     def smoothed(self, sigma: float) -> "GaussianMixture":
         """The mixture with every covariance widened by `sigma² I`."""

@@ -1,10 +1,4 @@
-"""Latent densities in Gibbs form, `p(z) = exp(-E(z))`, with their scores in closed form.
-
-Each density knows its normalised energy `E(z) = -log p(z)`, its score `-∇E(z)`, how to draw from itself, and
-what it becomes when Gaussian noise is added to its draws (`smoothed`), which annealed Langevin dynamics
-needs. They are immutable: every method returns something new. `KernelMixture`, below, is the aggregate
-posterior of an encoder, one diagonal Gaussian per encoded image; the others are in `ldcvae.densities.gaussian`.
-"""
+"""The aggregate posterior of an encoder as a latent density: one diagonal Gaussian per encoded image."""
 
 import math
 from collections.abc import Iterator
@@ -12,17 +6,10 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from ldcvae.densities.gaussian import (
-    LOG_2PI,
-    Gaussian,
-    GaussianMixture,
-    LatentDensity,
-    StandardNormal,
-    checked_sigma,
-    standard_noise,
-)
+from ldcvae.densities.gaussian import LOG_2PI, LatentDensity, checked_sigma
+from ldcvae.densities.noise import standard_noise
 
-__all__ = ["Gaussian", "GaussianMixture", "KernelMixture", "LatentDensity", "StandardNormal"]
+__all__ = ["KernelMixture"]
 
 _CHUNK_ELEMENTS = 2**22  # of the (queries, components) matrix of a KernelMixture held at one time
 

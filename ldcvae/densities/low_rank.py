@@ -12,12 +12,12 @@ from torch import Tensor
 
 from ldcvae.densities.covariances import KINDS, choose_covariances
 from ldcvae.densities.factor_em import fit_factor_mixture
-from ldcvae.densities.gaussian import LOG_2PI, GaussianMixture, LatentDensity, checked_sigma, standard_noise
+from ldcvae.densities.gaussian import LOG_2PI, GaussianMixture, LatentDensity, checked_sigma
+from ldcvae.densities.noise import drawn_components, scaled_noise, standard_noise
 
-__all__ = ["LowRankMixture", "fit_gaussians", "scaled_noise"]
+__all__ = ["LowRankMixture", "fit_gaussians"]
 
 _CHUNK_NUMBERS = 2**22  # of the latents less every component's mean (K, n, d) held at one time
-_NOISE_NUMBERS = 2**24  # of what `scaled_noise` gathers or computes in excess
 
 
 class LowRankMixture(LatentDensity):
@@ -117,7 +117,7 @@ class LowRankMixture(LatentDensity):
 
     def sample(self, n: int, generator: torch.Generator | None = None) -> Tensor:
         """`n` independent draws (n, d)."""
-        labels = torch.multinomial(self.weights, n, replacement=True, generator=generator)
+        labels = drawn_components(n, self.weights, generator)
         own = self.variances.sqrt()[labels] * standard_noise(n, self.means, generator)
         common = standard_noise(n, self.factors, generator)
         return self.means[labels] + own + scaled_noise(common, self.factors, labels)
@@ -160,22 +160,3 @@ def fit_gaussians(
     if kind == "full":
         return GaussianMixture.fit(z, components, seed)
     return LowRankMixture.fit(z, components, seed, rank=rank if kind == "low_rank" else 0)
-
-
-def scaled_noise(noise: Tensor, scales: Tensor, component: Tensor) -> Tensor:
-    """Each row of noise by the matrix of its component: (n, r) noise, (K, d, r) scales, (n,) components -> (n, d).
-
-    Three ways to the same, the first two without waiting for a GPU: the matrices gathered, or all K products computed
-    and one kept, while either is small; else the rows of one component after the other's.
-    """
-    n, (k, d, r) = len(noise), scales.shape
-    if r == 0:
-        return noise.new_zeros(n, d)
-    if k > d and n * d * r <= _NOISE_NUMBERS:
-        return (scales[component] @ noise[:, :, None])[:, :, 0]
-    if k <= d and k * n * d <= _NOISE_NUMBERS:
-        return (noise @ scales.mT)[component, torch.arange(n, device=noise.device)]
-    order = component.argsort(stable=True)
-    parts = noise[order].split(component.bincount(minlength=k).tolist())
-    scaled = torch.cat([part @ scale.T for part, scale in zip(parts, scales, strict=True)])
-    return torch.empty_like(scaled).index_copy_(0, order, scaled)

@@ -5,7 +5,8 @@ import math
 import torch
 from torch import Tensor
 
-from ldcvae.densities.kernel_mixture import LatentDensity
+from ldcvae.densities.gaussian import LatentDensity
+from ldcvae.densities.noise import standard_noise
 
 __all__ = ["hmc", "langevin", "noise_levels"]
 
@@ -79,7 +80,7 @@ def langevin(
         Leimkuhler & Matthews 2013, 1203.5428: the averaged noise.
 
     Example:
-        >>> from ldcvae.densities.kernel_mixture import StandardNormal
+        >>> from ldcvae.densities import StandardNormal
         >>> z = langevin(StandardNormal(2), 1000, generator=torch.Generator().manual_seed(0))
         >>> z.shape, bool((z.var(0) - 1).abs().max() < 0.2)
         (torch.Size([1000, 2]), True)
@@ -104,7 +105,7 @@ def langevin(
     mean = density.mean
 
     def noise() -> Tensor:
-        return torch.randn(chains, len(mean), generator=generator, dtype=mean.dtype, device=mean.device)
+        return standard_noise(chains, mean, generator)
 
     z = mean + math.sqrt(2.0) * sigma_max * noise() if init is None else init.to(mean)
     before = noise()
@@ -170,7 +171,7 @@ def hmc(
         Neal 2011, MCMC using Hamiltonian dynamics, 1206.1901, section 5.2 and 5.7.
 
     Example:
-        >>> from ldcvae.densities.kernel_mixture import StandardNormal
+        >>> from ldcvae.densities import StandardNormal
         >>> z = hmc(StandardNormal(2), 1000, generator=torch.Generator().manual_seed(0))
         >>> z.shape, bool((z.var(0) - 1).abs().max() < 0.2)
         (torch.Size([1000, 2]), True)

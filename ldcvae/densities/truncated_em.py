@@ -84,6 +84,9 @@ def fit_truncated(
         max_steps: at most.
         tolerance: gain of the bound, in nats a row and step, below which the fit has converged.
         ridge: added to the variances.
+
+    Returns:
+        Weights, means and covariances.
     """
     k, d = components, data.shape[1]
     unit = torch.eye(d).to(data).expand(k, d, d)

@@ -44,7 +44,7 @@ def stein(step: Step) -> Tensor:
         >>> stein(Step(z, z + 1, [torch.tensor(0.5)], 0.3, SamplerSettings(), slice(0, 4))).shape
         torch.Size([4, 2])
     """
-    # A fresh estimate each step: unbiased in the targets, and as smooth as its floor.
+    # A fresh estimate of the density each step, as smooth as its floor.
     score = KernelMixture(step.targets, floor=step.floor).score(step.particles)
     return stein_kernels.stein_direction(
         step.particles,

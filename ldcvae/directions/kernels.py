@@ -166,7 +166,7 @@ def spread(x: Tensor, most: int = _MEDIAN_ROWS) -> Tensor:
 def median_distance(x: Tensor) -> Tensor:
     """Median pairwise distance of the rows of `x` (n, d), a 0-d tensor, in the units of `x`.
 
-    Of more than 2048 rows as many as that are taken, evenly spaced: all n² distances would not fit.
+    Of more than 2048 rows 1,025 to 2,048 are taken, evenly spaced: all n² distances would not fit.
 
     Example:
         >>> float(median_distance(torch.tensor([[0.0], [1.0], [3.0]])))

@@ -50,6 +50,9 @@ def kernel_stein_discrepancy(particles: Tensor, score: Tensor, bandwidth: float 
     Returns:
         0-d tensor; may be slightly negative, as unbiased estimates of zero are.
 
+    Raises:
+        ValueError: with fewer than two particles.
+
     Example:
         >>> import torch
         >>> g = torch.Generator().manual_seed(0)
@@ -58,6 +61,8 @@ def kernel_stein_discrepancy(particles: Tensor, score: Tensor, bandwidth: float 
         True
     """
     n, d = particles.shape
+    if n < 2:
+        raise ValueError(f"kernel_stein_discrepancy needs at least 2 particles, got {n}")
     squares = squared_distances(particles, particles)
     h2 = bandwidth**2
     base = 1.0 + squares / h2

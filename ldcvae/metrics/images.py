@@ -47,7 +47,7 @@ _Kernel = Callable[[Tensor, Tensor], Tensor]
 
 
 def mean_within(x: Tensor, kernel: _Kernel, chunk: int) -> float:
-    """`mean k(x, x')` over distinct pairs, by blocks of at most `chunk` rows."""
+    """`mean k(x, x')` over distinct pairs, by blocks of at most `chunk` rows; ValueError for a chunk below 1."""
     if chunk < 1:
         raise ValueError(f"chunk must be at least 1, got {chunk}")
     sums, blocks = [], x.split(chunk)

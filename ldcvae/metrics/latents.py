@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from ldcvae.directions.kernels import median_distance, squared_distances
+from ldcvae.directions.kernels import median_distance, spread, squared_distances
 from ldcvae.metrics.images import check_pair, check_samples, mean_within, unbiased_mmd2
 
 __all__ = ["median_bandwidths", "mmd2", "mmd2_within", "nearest_distance", "sliced_wasserstein"]
@@ -37,7 +37,7 @@ def median_bandwidths(y: Tensor, factors: Sequence[float] = (0.5, 1.0, 2.0)) -> 
         [1.0, 2.0, 4.0]
     """
     y = check_samples("y", y, 2)
-    median = float(median_distance(y[:: math.ceil(len(y) / _MEDIAN_ROWS)]))
+    median = float(median_distance(spread(y, _MEDIAN_ROWS)))
     if not median > 0.0:
         raise ValueError("the median pairwise distance of y is zero: give bandwidths")
     return [median * factor for factor in factors]

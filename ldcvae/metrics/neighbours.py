@@ -47,12 +47,14 @@ def ball_radii(real: Tensor, k: int = 5, chunk: int = 512) -> Tensor:
         chunk: as of `prdc`.
 
     Raises:
-        ValueError: on bad inputs (naming the row of a non-finite value), or too few rows for k.
+        ValueError: on bad inputs (naming the row of a non-finite value), k below 1, or too few rows for k.
 
     Example:
         >>> ball_radii(torch.tensor([[0.0], [1.0], [3.0]]), k=1).round().tolist()
         [1.0, 1.0, 4.0]
     """
+    if k < 1:
+        raise ValueError(f"k must be at least 1, got {k}")
     x = check_samples("real", real, k + 1)
     rows, distances = _rows(chunk, len(x)), distances_to(x)
     # Memory for a block once and for all: glibc does not find large aligned blocks again that it was given back.

@@ -85,12 +85,10 @@ def langevin_chain(fitting: Fitting) -> Draw:
 
 def hmc_chain(fitting: Fitting) -> Draw:
     """Annealed Hamiltonian Monte Carlo on the same density, with a tenth more scores: a trajectory's first."""
-    density, steps = _gibbs_density(fitting), fitting.budget.chain_steps
-    levels, leapfrog = max(1, steps // 12), 10
-    last = max(1, (steps - levels * leapfrog) // leapfrog)
+    density, (levels, last) = _gibbs_density(fitting), fitting.budget.trajectories
 
     def draw(n: int, noise: torch.Generator) -> Tensor:
-        return hmc(density, n, levels=levels, trajectories=last, leapfrog_steps=leapfrog, generator=noise)
+        return hmc(density, n, levels=levels, trajectories=last, leapfrog_steps=10, generator=noise)
 
     return fitting.unwhitened(draw)
 

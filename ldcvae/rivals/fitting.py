@@ -25,7 +25,7 @@ class Budget:
     Attributes:
         sampler: size, steps, batch and rates of learnt generators.
         components: of the mixture whose components are not chosen.
-        chain_steps: of Langevin and HMC.
+        chain_steps: of Langevin and HMC: scores of the one, leapfrog steps of the other.
         chain_kernels: encodings whose density they walk; None: all.
         euler_steps: passes of flow matching.
         flow_transforms: of the autoregressive flow.
@@ -39,6 +39,17 @@ class Budget:
     euler_steps: int = 50
     flow_transforms: int = 5
     bandwidths: dict[str, tuple[float, ...]] = field(default_factory=dict)
+
+    @property
+    def trajectories(self) -> tuple[int, int]:
+        """Of HMC, ten leapfrog steps each: one at every noise level, and those at the density itself.
+
+        Example:
+            >>> Budget(chain_steps=120).trajectories
+            (10, 2)
+        """
+        levels = max(1, self.chain_steps // 12)
+        return levels, max(1, self.chain_steps // 10 - levels)
 
 
 class Kept(Protocol):

@@ -10,6 +10,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
+from ldcvae.losses import gaussian_kl, split_posterior
 from ldcvae.networks import residual_mlp
 from ldcvae.rivals.fitting import Draw
 from ldcvae.training.phase import running_average
@@ -59,7 +60,11 @@ class Fit:
             return network().to(self.generator.device)
 
     def run(self, network: nn.Module, loss: Callable[[Tensor], Tensor]) -> nn.Module:
-        """Minimise `loss(draws)` over the network's weights; the averaged network, without gradients."""
+        """Minimise `loss(draws)` over the network's weights; the averaged network, without gradients.
+
+        Raises:
+            FloatingPointError: if weights are not finite at the end.
+        """
         optimizer = torch.optim.Adam(network.parameters(), lr=self.learning_rate, fused=True)
         schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, self.steps)
         average = running_average(network, _EMA, lambda: schedule.last_epoch)
@@ -142,10 +147,8 @@ def fit_two_stage(fit: Fit) -> Draw:
     assert isinstance(network, _SecondStage)
 
     def loss(u: Tensor) -> Tensor:
-        mean, log_variance = network.encoder(u).chunk(2, dim=1)
-        log_variance = log_variance.clamp(-16.0, 8.0)
-        v = mean + torch.exp(0.5 * log_variance) * fit.noise(*u.shape)
-        kl = 0.5 * (mean.square() + log_variance.exp() - 1.0 - log_variance).sum(1)
+        posterior = split_posterior(network.encoder(u))
+        v, kl = posterior.draw(fit.noise(*u.shape)), gaussian_kl(posterior)
         # A floor, as the bound grows without limit where the latents lie on less than d dimensions.
         log_gamma = network.log_gamma.clamp(min=-5.0)
         error = 0.5 * ((u - network.decoder(v)) * torch.exp(-log_gamma)).square().sum(1) + fit.dim * log_gamma

@@ -37,6 +37,9 @@ def imq_mmd2(z: Tensor, prior: Tensor) -> Tensor:
     Returns:
         0-d tensor, differentiable; zero in expectation when the laws agree.
 
+    Raises:
+        ValueError: with fewer than two rows.
+
     References:
         Tolstikhin et al. 2018, Wasserstein auto-encoders, 1711.01558, algorithm 2 and section 4.
 
@@ -47,6 +50,8 @@ def imq_mmd2(z: Tensor, prior: Tensor) -> Tensor:
         (True, True)
     """
     n, dim = z.shape
+    if n < 2:
+        raise ValueError(f"imq_mmd2 needs at least 2 latents, got {n}: a batch of WAE has two images or more")
     total = z.new_zeros(())
     for a, b, weight in ((z, z, 1.0), (prior, prior, 1.0), (z, prior, -2.0)):
         squares = squared_distances(a, b)

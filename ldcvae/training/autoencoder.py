@@ -11,6 +11,7 @@ from ldcvae.encodings import Encodings
 from ldcvae.losses import as_float
 from ldcvae.metrics.reconstruction import reconstruction_error
 from ldcvae.model import LDCVAE
+from ldcvae.networks import evaluating
 from ldcvae.objective import elbo_step, svgd_step
 from ldcvae.training.encode import encode_split
 from ldcvae.training.epochs import EpochPhase
@@ -73,7 +74,8 @@ class AutoencoderPhase(EpochPhase):
             `config.objective`; its own weights are trained too.
 
     Raises:
-        ValueError: if there are fewer training images than ranks.
+        ValueError: if there are fewer training images than ranks, or an objective with more than one rank: its own
+            weights would follow this rank's images alone.
     """
 
     name = "autoencoder"
@@ -88,6 +90,8 @@ class AutoencoderPhase(EpochPhase):
         seed: int,
         objective: nn.Module | None = None,
     ):
+        if objective is not None and world.size > 1:
+            raise ValueError(f"an objective of one's own trains on one rank, got {world.size}")
         config = resolve_auto(config, world.device, model)
         self.objective = objective
         self.model, self.config = model, config
@@ -171,14 +175,10 @@ class AutoencoderPhase(EpochPhase):
     def validation_error(self) -> float:
         """Mean squared error per pixel of reconstructed validation images, with the averaged weights."""
         network = self.averaged
-        mode = network.training
 
         def reconstruct(images: Tensor) -> Tensor:
             mean = network["encoder"](images).float().chunk(2, dim=1)[0]  # type: ignore[index]
             return torch.sigmoid(network["decoder"](mean).float())  # type: ignore[index]
 
-        network.eval()
-        try:
+        with evaluating(network):
             return reconstruction_error(reconstruct, self.validation, self.world.device)
-        finally:
-            network.train(mode)

@@ -16,6 +16,7 @@ from ldcvae.encodings import Encodings, Posterior
 from ldcvae.losses import as_float, reconstruction_loss
 from ldcvae.metrics.reconstruction import reconstruction_error
 from ldcvae.model import LDCVAE
+from ldcvae.networks import evaluating
 from ldcvae.perceptual import feature_distance
 from ldcvae.training.autoencoder import resolve_auto
 from ldcvae.training.base import fit_base
@@ -205,16 +206,12 @@ class DecoderPhase(EpochPhase):
     def validation_error(self) -> float:
         """Mean squared error per pixel of reconstructed validation images, with the averaged weights."""
         averaged = self.averaged
-        mode = averaged.training
 
         def reconstruct(images: Tensor) -> Tensor:
             return torch.sigmoid(averaged(self.model.encode(images).mean).float())
 
-        averaged.eval()
-        try:
+        with evaluating(averaged):
             return reconstruction_error(reconstruct, self.validation, self.world.device)
-        finally:
-            averaged.train(mode)
 
 
 class _Shown(NamedTuple):
@@ -239,14 +236,16 @@ def _shown(config: DecoderSettings, batch: int, world: World) -> _Shown:
     if not config.adversarial:
         return _Shown(None, None, 0, slice(0, 0), 1.0)
     rows = world.rows(batch)
-    judged = _evenly(batch, max(config.judged, world.size / batch))
+    judged = _evenly(batch, max(config.judged, 1 / batch))
+    if (count := int(judged.sum())) < world.size:
+        raise ValueError(f"judged={config.judged:g} of {batch} images are {count}, fewer than the {world.size} ranks")
     drawn = torch.zeros(batch, dtype=torch.bool)  # of the images: those in whose place a draw of the base is shown
-    drawn[judged] = _evenly(int(judged.sum()), config.sampler_draws)
+    drawn[judged] = _evenly(count, config.sampler_draws)
     before, own = int(drawn[: rows.start].sum()), int(drawn[rows].sum())
     images = judged[rows].nonzero()[:, 0]
     decoded = images.clone()
     decoded[drawn[rows][images]] = rows.stop - rows.start + torch.arange(own)
-    share = len(images) * world.size / int(judged.sum())
+    share = len(images) * world.size / count
     everything = len(images) == rows.stop - rows.start
     return _Shown(
         None if everything else images.to(world.device),

@@ -3,6 +3,7 @@
 Nothing here asks for a library or the hardware; `pipeline.remote.hardware` adds what needs the machine.
 """
 
+import math
 import os
 import re
 from collections.abc import Callable, Iterator
@@ -93,18 +94,24 @@ def _data(config: Config) -> Iterator[str]:
 
 
 def equal_parts(config: Config) -> Iterator[str]:
-    """Batches of which some number of workers that training may have cannot take equal parts."""
-    train = config.train
+    """Batches of which some number of workers that training may have cannot take equal parts, or some have none."""
+    train, decoder = config.train, config.decoder
     workers = range(train.least_workers, train.most_workers + 1)
     sizes = [("train.batch_size", train.batch_size), ("sampler.particles", config.sampler.particles)]
-    if config.decoder.epochs and config.decoder.batch_size is not None:
-        sizes.append(("decoder.batch_size", config.decoder.batch_size))
+    if decoder.epochs and decoder.batch_size is not None:
+        sizes.append(("decoder.batch_size", decoder.batch_size))
     for key, value in sizes:
         if bad := [str(number) for number in workers if value % number]:
             yield (
                 f"{key}: {value} does not divide over train.num_workers={train.num_workers}"
                 + (f" ({', '.join(bad)} of them)" if len(workers) > 1 else "")
             )
+    batch = decoder.batch_size or train.batch_size
+    if decoder.epochs and decoder.adversarial and int(batch * decoder.judged + 1e-9) < train.most_workers > 1:
+        yield (
+            f"decoder.judged: {decoder.judged:g} of a batch of {batch} are fewer images than train.num_workers="
+            f"{train.num_workers}; must be at least {math.ceil(100 * train.most_workers / batch) / 100:g}"
+        )
 
 
 _SAID = re.compile(r"\$\w+")  # an environment variable, which stays one in the run's files

@@ -55,6 +55,21 @@ def test_posteriors_are_turned_as_the_coordinates_are():
     torch.testing.assert_close(found.covariances[0], expected, atol=1e-4, rtol=1e-3)
 
 
+def test_a_wide_posterior_is_not_a_narrow_components():
+    """Of two components at 0, by E log N: a mean within the narrow one says nothing if the posterior is wide."""
+    noise = torch.Generator().manual_seed(0)
+    means = torch.cat([0.5 * torch.randn(200, 1, generator=noise), 0.1 * torch.randn(200, 1, generator=noise)])
+    variances = torch.cat([torch.full((200, 1), 0.75), torch.full((200, 1), 0.04)])
+    both = GaussianMixture(torch.ones(2), torch.zeros(2, 1), torch.tensor([1.0, 0.05])[:, None, None])
+    found = split_components(both, means, variances, torch.eye(1), 1)
+    assert found.weights.tolist() == [0.5, 0.5]
+    torch.testing.assert_close(found.covariances.flatten(), torch.tensor([1.0, 0.05]), rtol=0.1, atol=0.0)
+    # The same in coordinates twice as wide.
+    twice = GaussianMixture(both.weights, both.means, 4 * both.covariances)
+    wider = split_components(twice, 2 * means, variances, 2 * torch.eye(1), 1)
+    torch.testing.assert_close(wider.covariances, 4 * found.covariances)
+
+
 def test_one_centre_keeps_mean_and_covariance_of_what_is_its_own():
     means, log_variance = clumped()
     found = split_components(pair(), means, log_variance.exp(), torch.eye(2), 1)

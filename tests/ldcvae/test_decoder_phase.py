@@ -387,6 +387,14 @@ def test_settings_that_are_refused(changes, message):
         DecoderSettings(**changes)
 
 
+def test_every_rank_shows_the_discriminator_an_image():
+    """Of 16 images .25 are judged whatever the ranks; for eight they are too few, and no rank adds its own."""
+    settings = dataclasses.replace(SETTINGS, judged=0.25)
+    assert [len(module._shown(settings, 16, World(rank, 4)).images) for rank in range(4)] == [1] * 4
+    with pytest.raises(ValueError, match=r"judged=0.25 of 16 images are 4, fewer than the 8 ranks"):
+        module._shown(settings, 16, World(0, 8))
+
+
 def test_fit_has_the_phase_between_and_the_model_says_so(tmp_path):
     images = pixels(60)
     common = {"autoencoder": AutoencoderSettings(epochs=1, batch_size=20), "sampler": SAMPLER, "progress": False}

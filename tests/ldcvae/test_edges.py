@@ -19,9 +19,13 @@ from ldcvae import (
     stein_direction,
     svgd,
 )
-from ldcvae.densities import Gaussian, GaussianMixture, gaussian, langevin
+from ldcvae.densities import Gaussian, GaussianMixture, KernelMixture, LowRankMixture, gaussian, langevin
 from ldcvae.densities.low_rank import fit_gaussians
+from ldcvae.metrics.diagnostics import kernel_stein_discrepancy
+from ldcvae.metrics.neighbours import ball_radii
+from ldcvae.rivals import fits
 from ldcvae.rivals.fitting import Budget, Fitting
+from ldcvae.rivals.objectives import imq_mmd2
 from ldcvae.training.base import fit_base
 from ldcvae.variants import GENERATORS
 
@@ -151,8 +155,57 @@ def test_fits_do_not_depend_on_the_latents_scale():
     z = torch.randn(4000, 2, generator=noise)
     for factor in (1e-3, 1.0, 1e3):
         assert torch.allclose(Gaussian.fit(factor * z).covariance / factor**2, torch.cov(z.T), rtol=1e-4, atol=1e-5)
-        fitted = GaussianMixture.fit(factor * z, 1)
-        assert torch.allclose(fitted.covariances[0] / factor**2, torch.cov(z.T), rtol=1e-2, atol=1e-3)
+        for fitted in (GaussianMixture.fit(factor * z, 1), LowRankMixture.fit(factor * z, 1, rank=0)):
+            covariance = fitted.covariances() if isinstance(fitted, LowRankMixture) else fitted.covariances
+            wanted = torch.cov(z.T) if fitted.kind == "full" else torch.diag(z.var(0))
+            assert torch.allclose(covariance[0] / factor**2, wanted, rtol=1e-2, atol=1e-3)
+
+
+def test_latents_along_one_line_in_many_dimensions_have_a_gaussian():
+    noise = torch.Generator().manual_seed(0)
+    line = torch.randn(1000, 1, generator=noise) @ torch.randn(1, 256, generator=noise)
+    for fitted in (Gaussian.fit(line), GaussianMixture.fit(line, 1)):
+        draws = fitted.sample(4000, noise)
+        assert (draws.std(0) / line.std(0) - 1).abs().max() < 0.1
+
+
+@pytest.mark.parametrize("kind", ["full", "low_rank"])
+def test_of_a_mixture_none_can_be_drawn(kind):
+    fitted = fit_gaussians(torch.randn(50, 4), 2, kind=kind, rank=1)
+    assert fitted.sample(0).shape == (0, 4)
+
+
+def test_encodings_do_not_depend_on_the_batch():
+    encoder = nn.Sequential(nn.Flatten(), nn.Linear(16, 6), nn.BatchNorm1d(6))
+    decoder = nn.Sequential(nn.Linear(3, 16), nn.Unflatten(1, (1, 4, 4)))
+    model = LDCVAE(LDCVAEConfig((1, 4, 4), latent_dim=3), encoder=encoder, decoder=decoder).train()
+    whole, before = model.encodings(images(20)), encoder[2].running_mean.clone()
+    assert torch.allclose(model.encodings(images(20)[:3]).mean, whole.mean[:3], atol=1e-6)
+    assert torch.equal(encoder[2].running_mean, before)
+    assert encoder.training
+
+
+def test_too_few_rows_are_an_error_and_no_nan():
+    with pytest.raises(ValueError, match="k must be at least 1, got 0"):
+        ball_radii(torch.randn(5, 2), k=0)
+    with pytest.raises(ValueError, match="at least 2 particles, got 1"):
+        kernel_stein_discrepancy(torch.zeros(1, 2), torch.zeros(1, 2))
+    with pytest.raises(ValueError, match="at least 2 latents, got 1"):
+        imq_mmd2(torch.zeros(1, 2), torch.zeros(1, 2))
+
+
+@pytest.mark.parametrize("steps", [12, 24, 60, 119, 120])
+def test_hmc_costs_what_its_record_says(steps, monkeypatch):
+    asked = []
+    density = KernelMixture(torch.zeros(5, 2), torch.zeros(5, 2))
+    monkeypatch.setattr(KernelMixture, "score", lambda self, z: asked.append(1) or -z)
+    monkeypatch.setattr(fits, "_gibbs_density", lambda fitting: density)
+    budget = Budget(chain_steps=steps)
+    model = LDCVAE(LDCVAEConfig((1, 4, 4), latent_dim=2))
+    encodings = Encodings(torch.randn(20, 2), torch.zeros(20, 2))
+    draw = fits.hmc_chain(Fitting("hmc", model, encodings, budget=budget))
+    draw(8, torch.Generator())
+    assert len(asked) == GENERATORS["hmc"].passes(budget, 2)
 
 
 def test_a_mixture_is_evaluated_in_chunks(monkeypatch):

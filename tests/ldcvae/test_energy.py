@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import distributions as td
 
+from ldcvae.densities import Gaussian, GaussianMixture, KernelMixture, StandardNormal
 from ldcvae.densities import kernel_mixture as energy
-from ldcvae.densities.kernel_mixture import Gaussian, GaussianMixture, KernelMixture, StandardNormal
 
 
 def spd(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> torch.Tensor:

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from ldcvae.densities.kernel_mixture import Gaussian, GaussianMixture, KernelMixture, StandardNormal
+from ldcvae.densities import Gaussian, GaussianMixture, KernelMixture, StandardNormal
 from ldcvae.densities.mcmc import hmc, langevin, noise_levels
 from ldcvae.metrics.latents import median_bandwidths, mmd2
 

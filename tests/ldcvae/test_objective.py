@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from ldcvae.densities.kernel_mixture import KernelMixture, StandardNormal
+from ldcvae.densities import KernelMixture, StandardNormal
 from ldcvae.directions.fields import Step
 from ldcvae.directions.stein import stein_direction
 from ldcvae.directions.two_sample import drift, score_difference

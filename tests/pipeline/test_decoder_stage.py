@@ -159,6 +159,10 @@ def test_what_cannot_be_trained_is_told_before_ray_starts(tmp_path):
         check(open_run(override(config, missing)))
     with pytest.raises(ConfigError, match=r"decoder\.batch_size: 7 does not divide over train\.num_workers=2"):
         load_config(None, ["decoder.epochs=1", "decoder.batch_size=7", "train.num_workers=2"])
+    few = ["decoder.epochs=1", "decoder.judged=0.05", "train.num_workers=4"]
+    with pytest.raises(ConfigError, match=r"judged: 0\.05 of a batch of 64 are fewer .*; must be at least 0\.07"):
+        load_config(None, few)
+    load_config(None, [*few, "decoder.judged=0.07"])
     with pytest.raises(ConfigError, match="'mlp' does not upsample"):
         check(open_run(override(config, {"model.network": "mlp", "model.upsample": "nearest"})))
     with pytest.raises(ConfigError, match=r"sampler\.base_components: 1,001, with 100 training images"):
