@@ -8,18 +8,41 @@ import pytest
 from nodes import Nodes
 from processes import finish, here, run, start, wait_for
 
-# Without an end: the test stops it when it has seen enough. Small batches, so that an epoch takes about a second.
-ENDLESS = ["train.num_workers=[1,2]", "train.batch_size=2", "train.epochs=100000", "train.checkpoint_epochs=1"]
+# Without an end: the test stops it when it has seen enough. An epoch takes about a second, most of it asleep.
+ENDLESS = ["train.num_workers=[1,2]", "train.epochs=100000", "train.checkpoint_epochs=1"]
+ENDLESS += ["--plugin", "sleepy", "model.network=sleepy"]
+SLEEPY = """
+import time
+from torch import nn
+from ldcvae.networks import mlp_decoder, mlp_encoder
+from ldcvae.variants import NETWORKS, Network
+from pipeline.train import fit
+
+fit._LOOK_FOR_ROOM_EVERY = 5.0  # seconds, not 30: the test waits for it
+
+class Sleep(nn.Module):
+    def forward(self, x):
+        if self.training:
+            time.sleep(0.05)
+        return x
+
+def encoder(shape, latent_dim, width, depth):
+    return nn.Sequential(Sleep(), mlp_encoder(shape, latent_dim, width, depth))
+
+NETWORKS.register(Network("sleepy", encoder, mlp_decoder))
+"""
 
 
 @pytest.mark.slow
 def test_training_waits_grows_shrinks_and_goes_on_with_its_cluster(tmp_path, monkeypatch):
     here("prepare", tmp_path)
+    (tmp_path / "sleepy.py").write_text(SLEEPY)
+    monkeypatch.setenv("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "1")  # as on a cluster
     with Nodes() as nodes:
         for name, value in nodes.environment.items():
             monkeypatch.setenv(name, value)
         nodes.wait_for_head()
-        process = start("train", tmp_path, *ENDLESS)
+        process = start("train", tmp_path, *ENDLESS, cwd=tmp_path)
         lines, waiting = [], threading.Event()
 
         def read():
@@ -53,7 +76,7 @@ def test_training_waits_grows_shrinks_and_goes_on_with_its_cluster(tmp_path, mon
             reader.join()
             seen = len(epochs(tmp_path))
             log = tmp_path / "again.log"
-            process = start("train", tmp_path, *ENDLESS, output=log.open("w"))
+            process = start("train", tmp_path, *ENDLESS, output=log.open("w"), cwd=tmp_path)
 
             def goes_on():
                 nodes.replace_lost()

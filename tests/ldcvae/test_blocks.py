@@ -337,7 +337,7 @@ def megabytes(key):  # VmHWM and not getrusage: that one's peak includes the par
     return next(int(line.split()[1]) for line in lines if line.startswith(key + ":")) / 1024
 
 torch.set_num_threads(1)
-n = 12288
+n = 8192
 z, y = torch.randn(2, n, 16, generator=torch.Generator().manual_seed(0))
 score_difference(z[:64], y[:64], [1.0])
 before = megabytes("VmHWM")
@@ -355,7 +355,7 @@ print(megabytes("VmHWM") - before)
 @pytest.mark.slow
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc/self/status")
 def test_memory_of_many_particles_is_bounded():
-    """12,288 particles: the matrices of all pairs would take 576 MiB each, five or six of them at a time."""
+    """8,192 particles: the matrices of all pairs would take 256 MiB each, five or six of them at a time."""
     done = subprocess.run([sys.executable, "-c", MEASURE], check=True, capture_output=True, text=True)
     peaks = [float(line) for line in done.stdout.split()]
     assert len(peaks) == 4

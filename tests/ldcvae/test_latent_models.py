@@ -36,14 +36,14 @@ def fit(seed: int = 0, steps: int = 800) -> Fit:
     )
 
 
-@pytest.mark.parametrize("name", FITS)
+@pytest.mark.parametrize("name", ["maf", "flow_matching", "two_stage"])  # MeanFlow: below
 def test_draws_are_nearer_to_the_target_than_a_gaussian_fit(name: str) -> None:
     density, generator = target(), torch.Generator().manual_seed(1)
     exact = density.sample(2000, generator)
     draws = FITS[name](fit())(2000, generator)
     gaussian = exact.mean(0) + torch.randn(2000, 2, generator=generator) @ torch.linalg.cholesky(exact.T.cov()).T
     bandwidths = median_bandwidths(exact)
-    share = {"maf": 0.2, "flow_matching": 0.1, "mean_flow": 0.7, "two_stage": 0.8}[name]
+    share = {"maf": 0.2, "flow_matching": 0.1, "two_stage": 0.8}[name]
     assert mmd2(draws, exact, bandwidths) < share * mmd2(gaussian, exact, bandwidths)
     assert float((draws[:, 0] < 0).float().mean()) == pytest.approx(0.7, abs=0.1)
 

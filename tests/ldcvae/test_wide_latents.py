@@ -63,10 +63,10 @@ def test_mixtures_in_4096_dimensions(kind: str, rank: int) -> None:
     found, peak = measured(
         "g = torch.Generator().manual_seed(0)\n"
         "centres = torch.randn(4, 4096, generator=g)\n"
-        "z = centres[torch.randint(4, (2048,), generator=g)] + torch.randn(2048, 4096, generator=g)\n"
+        "z = centres[torch.randint(4, (1024,), generator=g)] + torch.randn(1024, 4096, generator=g)\n"
         f"p = fit_gaussians(z, 4, kind={kind!r}, rank={rank})\n"
         "draws = p.sample(2000, g)\n"
-        "assert torch.cdist(p.means, centres).min(0).values.max() < 4\n"  # √(4096 / 512) in the mean
+        "assert torch.cdist(p.means, centres).min(0).values.max() < 5.5\n"  # √(4096 / 256) in the mean
         "assert 0.95 < p.energy(draws).mean() / p.energy(z).mean() < 1.05\n"
         "assert p.score(draws).isfinite().all()\n"
         "found = [p.kind]\n"

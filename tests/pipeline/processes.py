@@ -37,12 +37,16 @@ TINY = [
 ]
 
 
-def start(stage: str, storage: Path | str, *overrides: str, output: IO[str] | None = None) -> subprocess.Popen:
+def start(
+    stage: str, storage: Path | str, *overrides: str, output: IO[str] | None = None, cwd: Path | None = None
+) -> subprocess.Popen:
     """`python -m pipeline.<stage>` on the tiny configuration; its own process group; to pipes, or to one file."""
     command = [sys.executable, "-m", f"pipeline.{stage}", *TINY, f"storage={storage}", *overrides]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     out, err = (subprocess.PIPE, subprocess.PIPE) if output is None else (output, subprocess.STDOUT)
-    return subprocess.Popen(command, stdout=out, stderr=err, text=True, env=environment, start_new_session=True)
+    return subprocess.Popen(
+        command, cwd=cwd, stdout=out, stderr=err, text=True, env=environment, start_new_session=True
+    )
 
 
 def finish(process: subprocess.Popen, expect: int = 0, timeout: float = 900) -> tuple[str, str]:
@@ -62,6 +66,11 @@ def here(stage: str, storage: Path | str, *words: str, expect: int = 0) -> tuple
 
     Words are overrides, and options.
     """
+    return within(stage, *TINY, f"storage={storage}", *words, expect=expect)
+
+
+def within(stage: str, *words: str, expect: int = 0) -> tuple[str, str]:
+    """A stage within this process, with nothing but these words; its output, after checking its exit status."""
     status = 0
     with (
         contextlib.redirect_stdout(io.StringIO()) as out,
@@ -69,7 +78,7 @@ def here(stage: str, storage: Path | str, *words: str, expect: int = 0) -> tuple
         warnings.catch_warnings(),
     ):
         try:
-            main(stage, [*TINY, f"storage={storage}", *words])
+            main(stage, list(words))
         except SystemExit as ended:
             status = int(ended.code or 0)
         finally:
@@ -86,7 +95,7 @@ def wait_for(condition: Callable[[], object], what: str, timeout: float = 300) -
         time.sleep(0.05)
 
 
-def descendants(process: subprocess.Popen) -> list[psutil.Process]:
+def descendants(process: subprocess.Popen | psutil.Process) -> list[psutil.Process]:
     """All processes that a stage has started."""
     try:
         return psutil.Process(process.pid).children(recursive=True)
@@ -94,7 +103,7 @@ def descendants(process: subprocess.Popen) -> list[psutil.Process]:
         return []
 
 
-def kill_worker(process: subprocess.Popen) -> None:
+def kill_worker(process: subprocess.Popen | psutil.Process) -> None:
     """SIGKILL of one training process."""
 
     def workers() -> list[psutil.Process]:
@@ -111,13 +120,23 @@ def kill_worker(process: subprocess.Popen) -> None:
     workers()[0].send_signal(signal.SIGKILL)
 
 
-def kill_driver(process: subprocess.Popen, timeout: float = 30) -> None:
-    """SIGKILL of the driver; what it started has to go away by itself within `timeout` seconds."""
+def kill_driver(process: subprocess.Popen) -> None:
+    """SIGKILL of the driver; what it started has to go away by itself."""
+    wait_for_end(orphaned(process))
+
+
+def orphaned(process: subprocess.Popen) -> list[psutil.Process]:
+    """SIGKILL of the driver; what it has started that must end by itself."""
     # Ray's two agents poll for their parent once a minute; whatever computes or writes must go at once.
     orphans = [child for child in descendants(process) if not child.name().endswith("Agent")]
     process.kill()
     process.communicate()
-    _, alive = psutil.wait_procs(orphans, timeout=timeout)
+    return orphans
+
+
+def wait_for_end(processes: list[psutil.Process], timeout: float = 90) -> None:
+    """They are gone within so many seconds."""
+    _, alive = psutil.wait_procs(processes, timeout=timeout)
     assert not alive, f"left behind: {[p.name() for p in alive]}"
 
 

@@ -4,11 +4,13 @@ import contextlib
 import json
 import re
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
+import psutil
 import pytest
 import torch
-from processes import TINY, finish, here, kill_driver, start, wait_for
+from processes import TINY, here, kill_worker, wait_for
 from test_old_run import OLD
 
 from ldcvae import LDCVAE, AutoencoderSettings, DecoderSettings, SamplerSettings, fit
@@ -43,16 +45,22 @@ def history(storage):
 
 
 @pytest.fixture(scope="module")
-def storage(tmp_path_factory):
-    """A training that was killed in phase `decoder`, and went on."""
+def storage(tmp_path_factory, one_ray):
+    """A training whose worker was killed in phase `decoder`, and that went on."""
     folder = tmp_path_factory.mktemp("decoder")
     here("prepare", folder)
-    process = start("train", folder, *ON)
-    wait_for(lambda: registered(folder, "decoder"), "checkpoint of the decoder")
-    kill_driver(process)
-    before, held = history(folder), registered(folder, "decoder")[-1]
-    assert not (folder / "tiny/train/manifest.json").exists()
-    out, _ = finish(start("train", folder, *ON))
+
+    def strike():
+        wait_for(lambda: registered(folder, "decoder"), "checkpoint of the decoder")
+        there = registered(folder, "decoder")[-1], history(folder)
+        kill_worker(psutil.Process())
+        return there
+
+    with ThreadPoolExecutor(1) as beside:
+        struck = beside.submit(strike)
+        out, _ = here("train", folder, *ON)
+        held, before = struck.result()
+    assert "a worker failed: its process was killed or crashed" in out
     kept = [
         line
         for line in before

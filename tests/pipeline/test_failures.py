@@ -160,6 +160,7 @@ def test_other_errors_keep_what_ray_says_of_them():
 
 HUNGRY = """
 import os, signal, time
+from pathlib import Path
 import torch
 from torch import nn
 from ldcvae.variants import NETWORKS, Network
@@ -168,7 +169,7 @@ held = []
 
 class Hungry(nn.Module):
     def forward(self, x):
-        how = os.environ["HUNGRY"]
+        how = Path(__file__).with_suffix(".how").read_text()
         if self.training and how == "refused":
             torch.empty(2**50)
         if self.training and how == "shot":
@@ -204,24 +205,55 @@ SEARCH = ['tune.space={"train.ema": {"type": "uniform", "low": 0.9, "high": 0.99
 SEARCH += ["tune.max_failures=1", "tune.num_images=64", "tune.draws=1"]
 
 
-def train(folder, how: str, stage: str = "train", *more: str, **environment: str) -> tuple[str, str]:
-    """(what was said, the error) of a training or a search that ends with exit status 1 and one line."""
+TWICE = """
+import sys
+from pathlib import Path
+from pipeline.__main__ import main
+from pipeline.config.load import load_config
+from pipeline.remote.connect import connect
+
+hows, stage, *words = sys.argv[1:]
+with connect(load_config(None, ["ray.num_cpus=2"])):  # one Ray for all: its start takes longer than what it runs
+    for how in hows.split(","):
+        Path("hungry.how").write_text(how)
+        try:
+            main(stage, words)
+        except SystemExit as ended:
+            for file in (sys.stdout, sys.stderr):
+                print(f"-- {how} {ended.code}", file=file, flush=True)
+"""
+
+
+def ended(folder, *hows: str, stage: str = "train", more=(), **environment: str) -> dict[str, tuple[str, str]]:
+    """How its memory fares -> (what was said, the one line of error) of a training or a search that fails."""
     words = ["--plugin", "hungry", *TINY, "storage=runs", "model.network=hungry", "train.max_failures=1", *more]
-    variables = {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "HUNGRY": how}
-    command = [sys.executable, "-m", f"pipeline.{stage}", *words]
+    variables = {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-c", TWICE, ",".join(hows), stage, *words]
     done = subprocess.run(
         command, cwd=folder, env=os.environ | variables | environment, capture_output=True, text=True, timeout=500
     )
-    assert done.returncode == 1, done.stdout + done.stderr
-    (error,) = [line for line in done.stderr.splitlines() if "Trials did not complete" not in line]  # Tune's own word
-    assert error.startswith("error: ")
-    assert "raylet" not in done.stdout
-    return done.stdout, error
+    said, errors = done.stdout, done.stderr
+    found = {}
+    for how in hows:
+        out, mark, said = said.partition(f"-- {how} 1\n")
+        assert mark, done.stdout + done.stderr
+        err, _, errors = errors.partition(f"-- {how} 1\n")
+        (error,) = [line for line in err.splitlines() if "Trials did not complete" not in line]  # Tune's own word
+        assert error.startswith("error: ")
+        assert "raylet" not in out
+        found[how] = out, error
+    return found
+
+
+@pytest.fixture(scope="module")
+def told_of(prepared):
+    # Ray's monitor off, which would kill what is about to be killed on a machine short of memory.
+    return ended(prepared, "refused", "shot", RAY_memory_monitor_refresh_ms="0")
 
 
 @pytest.mark.slow
-def test_memory_that_is_refused_is_told_once(prepared):
-    said, error = train(prepared, "refused")
+def test_memory_that_is_refused_is_told_once(told_of):
+    said, error = told_of["refused"]
     assert re.search(
         r"a training worker ran out of memory \(peak .* GiB, limit .* GiB of the \w+\): .*allocate", error
     )
@@ -230,8 +262,8 @@ def test_memory_that_is_refused_is_told_once(prepared):
 
 
 @pytest.mark.slow
-def test_lost_workers_are_counted(prepared):
-    said, error = train(prepared, "shot", RAY_memory_monitor_refresh_ms="0")
+def test_lost_workers_are_counted(told_of):
+    said, error = told_of["shot"]
     assert said.count("a worker failed: its process was killed or crashed") == 1
     assert "starting again, 1 of 1 times" in said
     assert "training failed 2 times (train.max_failures=1); the same command goes on" in error
@@ -251,7 +283,7 @@ KILLED_LINE = r"out of memory \(peak \d+\.\d GiB, Ray's limit .* GiB, the node u
 
 @pytest.mark.drill
 def test_a_worker_that_ray_kills_for_want_of_memory_is_one_line(prepared):
-    _, error = train(prepared, "greedy", **scarce())
+    _, error = ended(prepared, "greedy", **scarce())["greedy"]
     assert re.search(f"a training worker ran {KILLED_LINE}", error)
     assert "lower train.batch_size (now 64)" in error
     assert re.search(r"training failed( [12] times?)? \(train.max_failures=1\)", error)
@@ -259,7 +291,7 @@ def test_a_worker_that_ray_kills_for_want_of_memory_is_one_line(prepared):
 
 @pytest.mark.drill
 def test_a_trial_that_ray_kills_for_want_of_memory_is_one_line_and_the_search_goes_on(prepared):
-    said, error = train(prepared, "greedy", "tune", *SEARCH, **scarce())
+    said, error = ended(prepared, "greedy", stage="tune", more=SEARCH, **scarce())["greedy"]
     told = f"{KILLED_LINE} killed the process; lower train.batch_size"
     assert re.search(f"tune: trial 0 failed: {told}", said)
     assert "tune: 1/1 trials, 1 failed" in said
@@ -268,8 +300,8 @@ def test_a_trial_that_ray_kills_for_want_of_memory_is_one_line_and_the_search_go
 
 @pytest.mark.drill
 def test_a_lost_worker_of_a_trial_is_told_after_the_tries_of_one_trial(prepared):
-    own = ("name=tiny-two", "train.num_workers=2", "tune.max_failures=0")
-    said, error = train(prepared, "shot", "tune", *SEARCH, *own, RAY_memory_monitor_refresh_ms="0")
+    own = [*SEARCH, "name=tiny-two", "train.num_workers=2", "tune.max_failures=0"]
+    said, error = ended(prepared, "shot", stage="tune", more=own, RAY_memory_monitor_refresh_ms="0")["shot"]
     told = "its process was killed or crashed (Worker unexpectedly exits"
     assert f"tune: trial 0 failed: {told}" in said
     assert told in error

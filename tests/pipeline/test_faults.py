@@ -3,17 +3,22 @@
 import json
 import re
 import shutil
+from contextlib import nullcontext
+from types import SimpleNamespace
 
 import pytest
 import torch
 from processes import finish, flip, here, kill_driver, kill_worker, start, wait_for
 
 from ldcvae import LDCVAE, AutoencoderSettings, SamplerSettings, fit
+from ldcvae.training.world import World
 from pipeline.config.load import load_config
 from pipeline.store.checkpoint import load_state
 from pipeline.store.data.shards import load_split
 from pipeline.store.lease import LOCK
 from pipeline.store.run import open_run
+from pipeline.train import fit as train_fit
+from pipeline.train import worker
 
 TRAIN = ["train.epochs=40", "train.checkpoint_epochs=4", "sampler.steps=400", "sampler.checkpoint_steps=40"]
 TRAIN += ["model.width=128", "sampler.width=256"]  # as in the library
@@ -130,8 +135,14 @@ def test_two_workers_train_and_leave_the_same_kind_of_run(tmp_path, prepared):
     assert together[39]["validation_mse"] == pytest.approx(alone[39]["validation_mse"], rel=0.05)
 
 
-@pytest.mark.slow
-def test_a_loss_that_is_not_finite_stops_with_step_term_and_images(tmp_path, one_ray):
+def test_a_loss_that_is_not_finite_stops_with_step_term_and_images(tmp_path, monkeypatch):
+    """Without Ray: a training that ends hands its outcome on."""
+    there = SimpleNamespace(remote=lambda *_: None)
+    job = {"threads": 1, "board": SimpleNamespace(write=there, say=there)}
+    monkeypatch.setattr(worker, "train_world", World)
+    monkeypatch.setattr(worker, "_resume", lambda say: (None, []))
+    monkeypatch.setattr(train_fit, "connect", lambda config: nullcontext())
+    monkeypatch.setattr(train_fit, "_fit", lambda run, name: worker.train_worker({"run": run, "name": name} | job))
     here("prepare", tmp_path)
     _, err = here("train", tmp_path, *TRAIN, "train.learning_rate=1e12", "train.objective=elbo", expect=1)
     assert "is not finite at step" in err

@@ -19,7 +19,8 @@ from processes import finish, here, run, start, wait_for
 from s3_server import SECRET, environment, s3_server
 
 from pipeline.config.errors import PipelineError
-from pipeline.config.load import parse_config
+from pipeline.config.load import load_config, parse_config
+from pipeline.remote.connect import connect
 from pipeline.store.data import shards as dataset
 from pipeline.store.data.stored import StoredSplit
 from pipeline.store.folder import Folder
@@ -27,7 +28,7 @@ from pipeline.store.lease import held
 from pipeline.store.manifest import Output
 from pipeline.store.run import open_run
 
-SEARCH = ["tune.num_samples=3", "tune.num_images=200", "tune.draws=1", "tune.reports=2"]
+SEARCH = ["tune.num_samples=2", "tune.max_concurrent=1", "tune.num_images=200", "tune.draws=1", "tune.reports=2"]
 OUTAGE = 60.0  # seconds
 STORED = ["train.epochs=6", "train.checkpoint_epochs=1", "sampler.checkpoint_steps=10"]
 
@@ -201,41 +202,42 @@ def test_a_missing_bucket_is_one_line_and_status_1(s3):
 
 
 @pytest.mark.slow
-def test_every_stage_on_s3_with_two_workers_and_again_nothing(s3, monkeypatch):
+def test_every_stage_on_s3_with_two_workers_and_again_nothing(s3, monkeypatch, capfd):
     logs = Path(tempfile.mkdtemp(prefix="ray-", dir="/tmp"))  # short: it holds Ray's sockets
     monkeypatch.setenv("RAY_TMPDIR", str(logs))
     overrides = [
         "train.num_workers=2", "train.memory_mb=0", "data.images_per_shard=300", "sampler.particles=128"
     ]  # fmt: skip
     try:
-        out, err = run("run", "s3://runs/all", *overrides)
-        assert "1,294 images stream from storage, 5 row groups" in out
-        for stage in ("data", "train", "samples", "evaluation", "report"):
-            assert f"{stage}: done" in out
-        found = objects(s3, "all/tiny/")
-        finished = tiny("s3://runs/all")
-        for stage in ("data", "train", "samples", "evaluation", "report"):
-            for name, entry in finished.manifest(stage).outputs.items():
-                assert len(found[f"all/tiny/{name}"]) == entry["bytes"]
-        epochs = [json.loads(line) for line in found["all/tiny/train/metrics.jsonl"].splitlines()]
-        assert [line["epoch"] for line in epochs if line["phase"] == "autoencoder"] == [1, 2, 3, 4, 5, 6]
-        kept = {key.split("/")[4] for key in found if key.endswith("/state.json")}
-        assert kept == {"sampler_00000040", "sampler_00000060"}  # train.keep_checkpoints is 2
-        assert len(pq.read_table(io.BytesIO(found["all/tiny/samples/images-00000.parquet"]))) == 50
+        with connect(load_config(None, ["ray.num_cpus=2"])):
+            out, err = here("run", "s3://runs/all", *overrides)
+            assert "1,294 images stream from storage, 5 row groups" in out
+            for stage in ("data", "train", "samples", "evaluation", "report"):
+                assert f"{stage}: done" in out
+            found = objects(s3, "all/tiny/")
+            finished = tiny("s3://runs/all")
+            for stage in ("data", "train", "samples", "evaluation", "report"):
+                for name, entry in finished.manifest(stage).outputs.items():
+                    assert len(found[f"all/tiny/{name}"]) == entry["bytes"]
+            epochs = [json.loads(line) for line in found["all/tiny/train/metrics.jsonl"].splitlines()]
+            assert [line["epoch"] for line in epochs if line["phase"] == "autoencoder"] == [1, 2, 3, 4, 5, 6]
+            kept = {key.split("/")[4] for key in found if key.endswith("/state.json")}
+            assert kept == {"sampler_00000040", "sampler_00000060"}  # train.keep_checkpoints is 2
+            assert len(pq.read_table(io.BytesIO(found["all/tiny/samples/images-00000.parquet"]))) == 50
 
-        again, again_err = here("run", "s3://runs/all", *overrides)
-        assert again.count("up to date") == 5
-        assert "done" not in again
-        assert objects(s3, "all/tiny/") == found
+            again, again_err = here("run", "s3://runs/all", *overrides)
+            assert again.count("up to date") == 5
+            assert "done" not in again
+            assert objects(s3, "all/tiny/") == found
 
-        tune, tune_err = run("tune", "s3://runs/all", *overrides, "train.num_workers=1", *SEARCH)
-        assert "tune: 3/3 trials" in tune
-        found = objects(s3, "all/tiny/")
-        assert len(pq.read_table(io.BytesIO(found["all/tiny/tune/trials.parquet"]))) == 3
-        assert b"tiny-best" in found["all/tiny/tune/best.yaml"]
-        assert not any("tune/checkpoints/" in key for key in found)
+            tune, tune_err = here("tune", "s3://runs/all", *overrides, "train.num_workers=1", *SEARCH)
+            assert "tune: 2/2 trials" in tune
+            found = objects(s3, "all/tiny/")
+            assert len(pq.read_table(io.BytesIO(found["all/tiny/tune/trials.parquet"]))) == 2
+            assert b"tiny-best" in found["all/tiny/tune/best.yaml"]
+            assert not any("tune/checkpoints/" in key for key in found)
 
-        assert SECRET not in out + err + again + again_err + tune + tune_err
+        assert SECRET not in "".join([out, err, again, again_err, tune, tune_err, *capfd.readouterr()])
         assert [key for key, content in found.items() if SECRET.encode() in content] == []
         written = [path for path in logs.rglob("*") if path.is_file() and not path.is_symlink()]
         assert any(path.suffix == ".log" for path in written)

@@ -11,9 +11,10 @@ from PIL import Image
 
 from pipeline import prepare
 from pipeline.config.errors import PipelineError
-from pipeline.config.load import parse_config
+from pipeline.config.load import load_config, parse_config
 from pipeline.prepare import files, parquet, scatter
 from pipeline.prepare import write as write_stage
+from pipeline.remote.connect import connect
 from pipeline.store.data import shards
 from pipeline.store.run import open_run
 
@@ -137,11 +138,12 @@ def test_ray_writes_the_same_bytes(tmp_path, monkeypatch, capfd):
     data = {"source": "folder", "path": str(tmp_path / "pictures"), "images_per_shard": 50, "image_size": 6}
     here, alone = run(tmp_path, "here", on_bad_image="skip", **data)
     monkeypatch.setattr(files, "PARALLEL_FROM", 1)
-    there, together = run(tmp_path, "there", on_bad_image="skip", **data)
-    assert there == here
-    assert together.info == alone.info
+    with connect(load_config(None, ["ray.num_cpus=2"])):
+        there, together = run(tmp_path, "there", on_bad_image="skip", **data)
+        assert there == here
+        assert together.info == alone.info
+        with pytest.raises(PipelineError) as error:
+            run(tmp_path, "there", **data)
     assert capfd.readouterr().err == ""
-    with pytest.raises(PipelineError) as error:
-        run(tmp_path, "there", **data)
     assert str(error.value).startswith(f"{tmp_path}/pictures/007.png: not a PNG")
     assert "\n" not in str(error.value)

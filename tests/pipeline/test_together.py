@@ -34,8 +34,8 @@ def said(done):
     return [line for line in done.stderr.splitlines() if not line.startswith("import time:")]
 
 
-@pytest.mark.parametrize("stage", STAGES)
-def test_every_stage_names_all_of_them_at_once_and_waits_for_no_library(stage, tmp_path):
+@pytest.mark.parametrize("stage", ["run", "tune"])
+def test_a_stage_names_all_of_them_at_once_and_waits_for_no_library(stage, tmp_path):
     done = command(stage, *THREE, "ray.num_cpus=8", cwd=tmp_path)
     assert done.returncode == 2
     assert said(done) == [

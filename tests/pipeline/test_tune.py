@@ -260,6 +260,15 @@ def result(progress: int, value: float, finished: bool = False, failure: str = "
     return {"progress": progress, "objective": value, "finished": finished, "failure": failure} | figures
 
 
+def test_a_search_where_everything_fails_says_why(tmp_path):
+    search = searched(tmp_path)
+    for name in "ab":
+        search.suggest(name)
+        search.on_trial_complete(name, result(0, WORST, failure="field_rms is not finite at step 7"))
+    with pytest.raises(PipelineError, match=r"no trial of the search completed: field_rms is not finite at step 7$"):
+        best_trial(search.study)
+
+
 def test_every_end_of_a_trial_reaches_the_study(tmp_path, capsys):
     search = searched(tmp_path)
     first, second, third, fourth = (search.suggest(name) for name in "abcd")

@@ -1,6 +1,7 @@
 """Whole searches on Ray: killed and continued, with failing trials, with several workers a trial."""
 
 import json
+import shutil
 import signal
 
 import optuna
@@ -11,6 +12,8 @@ from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, TrialState
 from processes import descendants, finish, here, kill_driver, start, wait_for
+from test_report import finish as finished_run
+from test_report import page_of
 
 from pipeline.config.load import load_config
 
@@ -61,9 +64,10 @@ def trial_processes(process) -> list[psutil.Process]:
 @pytest.mark.slow
 def test_a_search_survives_kills_of_a_trial_and_of_the_driver(tmp_path, one_ray):
     here("prepare", tmp_path)
-    process = start("tune", tmp_path, *SWEEP, "tune.num_samples=5")
+    process = start("tune", tmp_path, *SWEEP, "tune.num_samples=4")
     checkpoints = tmp_path / "tiny/tune/checkpoints"
     wait_for(lambda: list(checkpoints.glob("*/00000/000[0-9]*/state.json")), "checkpoint of a trial")
+    wait_for(lambda: trial_processes(process), "process of a trial")
     trial_processes(process)[0].send_signal(signal.SIGKILL)
     wait_for(lambda: len(ended(tmp_path)) >= 2 and list(checkpoints.glob("*/*/*/state.json")), "two ended trials")
     kill_driver(process)
@@ -71,7 +75,7 @@ def test_a_search_survives_kills_of_a_trial_and_of_the_driver(tmp_path, one_ray)
     assert not (tmp_path / "tiny/tune/manifest.json").exists()
     assert len(trials(tmp_path)) > len(before)
 
-    out, _ = here("tune", tmp_path, *SWEEP, "tune.num_samples=5")
+    out, _ = here("tune", tmp_path, *SWEEP, "tune.num_samples=5")  # one more than it was begun with
     assert "go on from their checkpoints" in out
     after = ended(tmp_path)
     assert [trial.number for trial in trials(tmp_path)] == list(range(5)) == sorted(after)
@@ -85,8 +89,6 @@ def test_a_search_survives_kills_of_a_trial_and_of_the_driver(tmp_path, one_ray)
     rows = table(tmp_path)
     assert [row["number"] for row in rows] == list(range(5))
     assert rows[0]["origin"] == "defaults"
-    best = min((row for row in rows if row["state"] == "COMPLETE"), key=lambda row: row["fd"])
-    assert best["fd"] <= rows[0]["fd"]
     config = load_config(tmp_path / "tiny/tune/best.yaml")
     assert config.name == "tiny-best"
     assert config.sampler.learning_rate in (0.001, 0.003)
@@ -95,16 +97,13 @@ def test_a_search_survives_kills_of_a_trial_and_of_the_driver(tmp_path, one_ray)
 
     out, _ = here("tune", tmp_path, *SWEEP, "tune.num_samples=5")
     assert "tune: up to date" in out
-    out, _ = here("tune", tmp_path, *SWEEP, "tune.num_samples=6")
-    assert "tune: 1 trials to go" in out
-    assert {number: trial for number, trial in ended(tmp_path).items() if number < 5} == after
-    assert len(trials(tmp_path)) == 6
 
-    here("run", tmp_path, *SWEEP, "tune.num_samples=6")
-    page = (tmp_path / "tiny/report/index.html").read_text()
+    other = finished_run(tmp_path / "other")
+    shutil.copytree(tmp_path / "tiny/tune", tmp_path / "other/digits/tune")
+    page = page_of(other)
     assert "<h2>Hyperparameter search</h2>" in page
     assert "Images of the best trial." in page
-    assert (tmp_path / "tiny/report/search-history.png").exists()
+    assert other.folder.exists("report/search-history.png")
 
 
 @pytest.mark.drill
@@ -134,18 +133,3 @@ def test_trials_of_several_workers_and_both_phases_are_stopped_without_a_hang(tm
     assert rows[1]["state"] == "PRUNED"
     assert "stopped by the scheduler" in rows[1]["reason"]
     assert {trial.state for trial in trials(tmp_path)} <= {TrialState.COMPLETE, TrialState.PRUNED}
-
-
-@pytest.mark.slow
-def test_a_search_where_everything_fails_says_why(tmp_path, one_ray):
-    space = {"sampler.learning_rate": {"type": "choice", "values": [1e30, 1e31]}}
-    _, err = here(
-        "tune",
-        tmp_path,
-        f"tune.space={json.dumps(space)}",
-        "sampler.learning_rate=1.0e+30",
-        "tune.num_samples=1",
-        expect=1,
-    )
-    assert "is not finite at step" in err
-    assert "Traceback" not in err
