@@ -11,7 +11,7 @@ from pipeline.store.weights import FILES, judge_parts
 
 __all__ = ["run"]
 
-FORMAT = 5  # of metrics.json and the figures in it; CONTRIBUTING.md says when to raise it
+FORMAT = 6  # of metrics.json and the figures in it; CONTRIBUTING.md says when to raise it
 
 _work = lazy("pipeline.evaluate.judge:work")
 
