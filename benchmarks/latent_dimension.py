@@ -146,7 +146,7 @@ def brief(found: dict[str, Any]) -> str:
 
 def autoencoders(folder: Path) -> dict[tuple[int, int], Path]:
     """(d, seed) -> where it lies."""
-    found = {}
+    found: dict[tuple[int, int], Path] = {}
     for record in sorted(folder.glob("ae-*/record.json")):
         dim = json.loads((record.parent / "config.json").read_text())["latent_dim"]
         key = dim, json.loads(record.read_text()).get("seed", 0)
