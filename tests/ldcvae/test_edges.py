@@ -178,7 +178,7 @@ def test_of_a_mixture_none_can_be_drawn(kind):
 def test_encodings_do_not_depend_on_the_batch():
     encoder = nn.Sequential(nn.Flatten(), nn.Linear(16, 6), nn.BatchNorm1d(6))
     decoder = nn.Sequential(nn.Linear(3, 16), nn.Unflatten(1, (1, 4, 4)))
-    model = LDCVAE(LDCVAEConfig((1, 4, 4), latent_dim=3), encoder=encoder, decoder=decoder).train()
+    model = LDCVAE.from_networks(encoder, decoder, image_shape=(1, 4, 4), latent_dim=3).train()
     whole, before = model.encodings(images(20)), encoder[2].running_mean.clone()
     assert torch.allclose(model.encodings(images(20)[:3]).mean, whole.mean[:3], atol=1e-6)
     assert torch.equal(encoder[2].running_mean, before)
