@@ -54,14 +54,17 @@ def machine() -> dict[str, Any]:
     }
 
 
+def there() -> list[dict[str, Any]]:
+    """The ratios of the file as it is."""
+    return json.loads(RESULTS.read_text())["ratios"] if RESULTS.exists() else []
+
+
 def committed() -> list[dict[str, Any]]:
     """The ratios of the last commit; where there is no git, of the file as it is."""
     shown = subprocess.run(
         ["git", "show", f"HEAD:./{RESULTS.name}"], cwd=RESULTS.parent, capture_output=True, text=True, check=False
     )
-    if shown.returncode == 0:
-        return json.loads(shown.stdout)["ratios"]
-    return json.loads(RESULTS.read_text())["ratios"] if RESULTS.exists() else []
+    return there() if shown.returncode else json.loads(shown.stdout)["ratios"]
 
 
 def measured(script: str, arguments: list[str]) -> list[dict[str, Any]] | None:
@@ -119,9 +122,8 @@ def main(arguments: list[str] | None = None) -> int:
         f"\n{time.perf_counter() - started:.0f} s" + (f"; more than 20 % worse: {', '.join(worse)}" if worse else "")
     )
     if not options.keep:
-        there = json.loads(RESULTS.read_text())["ratios"] if RESULTS.exists() else []
         new = {row["script"] for row in rows}  # of which nothing older stays, names that are no more included
-        kept = [row for row in there if row["script"] not in new]
+        kept = [row for row in there() if row["script"] not in new]
         RESULTS.write_text(json.dumps({"ratios": kept + rows}, indent=1) + "\n")
     if failed:
         print(f"failed: {', '.join(failed)}")

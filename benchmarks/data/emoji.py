@@ -59,18 +59,21 @@ def pictures(
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Emoji in colour as one Parquet file.")
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path, nargs="?", default=Path("runs/sources/emoji"))
     parser.add_argument("--side", type=int, choices=SIDES, default=32, help="pixels")
     arguments = parser.parse_args()
     folder = arguments.folder
     folder.mkdir(parents=True, exist_ok=True)
-    sheets = {}
-    for vendor in VENDORS:
-        package = PACKAGE if arguments.side == 32 else f"{PACKAGE}-{vendor}"
-        path = f"img/{vendor}/sheets/{arguments.side}.png"
-        files = fetch(f"{package}@{VERSION}", ["emoji.json", path])
-        sheets[vendor] = Image.open(io.BytesIO(files[path])).convert("RGBA")
+    if arguments.side == 32:
+        packages: dict[str, tuple[str, ...]] = {PACKAGE: VENDORS}
+    else:
+        packages = {f"{PACKAGE}-{vendor}": (vendor,) for vendor in VENDORS}
+    sheets, files = {}, {}
+    for package, vendors in packages.items():
+        paths = {vendor: f"img/{vendor}/sheets/{arguments.side}.png" for vendor in vendors}
+        files = fetch(f"{package}@{VERSION}", ["emoji.json", *paths.values()])
+        sheets |= {vendor: Image.open(io.BytesIO(files[path])).convert("RGBA") for vendor, path in paths.items()}
     columns: dict[str, list[Any]] = {"image": [], "label": [], "split": []}
     for picture, category, split in pictures(json.loads(files["emoji.json"]), sheets, arguments.side):
         buffer = io.BytesIO()

@@ -237,7 +237,7 @@ def _shown(config: DecoderSettings, batch: int, world: World) -> _Shown:
         return _Shown(None, None, 0, slice(0, 0), 1.0)
     rows = world.rows(batch)
     judged = _evenly(batch, max(config.judged, 1 / batch))
-    if (count := int(judged.sum())) < world.size:
+    if (count := config.judged_of(batch)) < world.size:
         raise ValueError(f"judged={config.judged:g} of {batch} images are {count}, fewer than the {world.size} ranks")
     drawn = torch.zeros(batch, dtype=torch.bool)  # of the images: those in whose place a draw of the base is shown
     drawn[judged] = _evenly(count, config.sampler_draws)

@@ -145,6 +145,15 @@ class DecoderSettings(_Settings):
             return f"perceptual is {self.perceptual}, but perceptual_weights names no file with a network for it"
         return ""
 
+    def judged_of(self, batch: int) -> int:
+        """How many images of a batch the discriminator sees: one at least.
+
+        Example:
+            >>> DecoderSettings(judged=0.35).judged_of(64), DecoderSettings(judged=0.01).judged_of(64)
+            (22, 1)
+        """
+        return max(1, int(batch * self.judged + 1e-9))
+
     @property
     def features_file(self) -> str | None:
         """The file of the network that this phase needs for its perceptual loss; None where it needs none."""

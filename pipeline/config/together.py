@@ -107,7 +107,7 @@ def equal_parts(config: Config) -> Iterator[str]:
                 + (f" ({', '.join(bad)} of them)" if len(workers) > 1 else "")
             )
     batch = decoder.batch_size or train.batch_size
-    if decoder.epochs and decoder.adversarial and int(batch * decoder.judged + 1e-9) < train.most_workers > 1:
+    if decoder.epochs and decoder.adversarial and decoder.judged_of(batch) < train.most_workers:
         yield (
             f"decoder.judged: {decoder.judged:g} of a batch of {batch} are fewer images than train.num_workers="
             f"{train.num_workers}; must be at least {math.ceil(100 * train.most_workers / batch) / 100:g}"

@@ -359,7 +359,7 @@ def test_memory_of_many_particles_is_bounded():
     done = subprocess.run([sys.executable, "-c", MEASURE], check=True, capture_output=True, text=True)
     peaks = [float(line) for line in done.stdout.split()]
     assert len(peaks) == 4
-    assert max(peaks) < 400, f"MiB after stein, smooth, score_difference, drift: {peaks}"
+    assert max(peaks) < 250, f"MiB after stein, smooth, score_difference, drift: {peaks}"
 
 
 def test_a_gpu_gets_larger_blocks_as_each_of_its_kernels_has_to_be_started():

@@ -121,8 +121,8 @@ def kill_worker(process: subprocess.Popen | psutil.Process) -> None:
 
 
 def kill_driver(process: subprocess.Popen) -> None:
-    """SIGKILL of the driver; what it started has to go away by itself."""
-    wait_for_end(orphaned(process))
+    """SIGKILL of the driver; what it started has to go away by itself within 30 seconds."""
+    wait_for_end(orphaned(process), 30)
 
 
 def orphaned(process: subprocess.Popen) -> list[psutil.Process]:
@@ -134,7 +134,7 @@ def orphaned(process: subprocess.Popen) -> list[psutil.Process]:
     return orphans
 
 
-def wait_for_end(processes: list[psutil.Process], timeout: float = 90) -> None:
+def wait_for_end(processes: list[psutil.Process], timeout: float) -> None:
     """They are gone within so many seconds."""
     _, alive = psutil.wait_procs(processes, timeout=timeout)
     assert not alive, f"left behind: {[p.name() for p in alive]}"

@@ -2,7 +2,6 @@
 
 import contextlib
 import json
-import re
 import shutil
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -11,6 +10,7 @@ import psutil
 import pytest
 import torch
 from processes import TINY, here, kill_worker, wait_for
+from test_faults import history, registered
 from test_old_run import OLD
 
 from ldcvae import LDCVAE, AutoencoderSettings, DecoderSettings, SamplerSettings, fit
@@ -30,18 +30,7 @@ from pipeline.tune.space import build_space
 from pipeline.tune.trial import Trial, phases_of, run_trial
 
 ON = ["decoder.epochs=24", "decoder.sampler_draws=0.25", "decoder.width=8", "train.checkpoint_epochs=2"]
-# One CPU, as here: how a sum is split over threads changes its last bits.
-ON += ["model.network=conv", "model.width=8", "model.depth=1", "sampler.base_components=2", "ray.num_cpus=1"]
-
-
-def registered(storage, phase):
-    """Steps of the phase's checkpoints that Ray Train has on record: uploaded in full."""
-    records = [path.read_text() for path in storage.glob("tiny/train/ray-*/checkpoint_manager_snapshot.json")]
-    return sorted(int(step) for text in records for step in re.findall(rf"{phase}_(\d{{8}})", text))
-
-
-def history(storage):
-    return [json.loads(line) for line in (storage / "tiny/train/metrics.jsonl").read_text().splitlines()]
+ON += ["model.network=conv", "model.width=8", "model.depth=1", "sampler.base_components=2"]
 
 
 @pytest.fixture(scope="module")
