@@ -17,7 +17,8 @@ features    drift among the encoder's convolutions' activations of decoded image
 spatial     a sampler of convolutions and attention, where latents have a plane (network spatial)
 windows     drift in windows of the plane instead of whole latents, by that net; windows_mlp: by the usual one
 queue       drift that sees eight batches of draws on either side, for a third of the steps
-denoiser    a network that learns what the base's own denoiser lacks, and what that is in nats
+denoiser    a network that learns what the base's own denoiser lacks, and what that is in nats; and a sampler net that
+            follows the difference between it and a denoiser of its own draws
 rivals      flow matching from noise and from the base, fifty passes, and MeanFlow, one pass; the run's own steps
 
     python benchmarks/beyond_mixture.py runs/mnist-1 [--routes exemplars,sinkhorn] [--steps 1500]
@@ -37,7 +38,7 @@ from pathlib import Path
 import torch
 from component_flow import ComponentFlow
 from for_docs import opened
-from mixture_denoiser import PASSES, MixtureDenoiser, fit_residual, flow
+from mixture_denoiser import PASSES, LearntDifference, MixtureDenoiser, corrected, fit_residual, flow
 from spatial_sampler import SpatialSampler, in_windows
 from torch import Tensor, nn
 
@@ -361,14 +362,17 @@ def net(
 
 
 def denoiser(bench: Bench, steps: int) -> None:
-    """What the base lacks in nats, and rows of what the probability flow makes of its draws."""
+    """What the base lacks in nats; rows of what the probability flow makes of its draws, and of a net that follows."""
     base, draw, size = MixtureDenoiser(bench.base), bench.whitened(bench.train), bench.config.sampler.particles
     started = time.perf_counter()
     learnt, nats = fit_residual(base, draw, bench.held_out, steps, size, bench.config.seed)
     took = time.perf_counter() - started
     print(f"| denoiser: {nats:.2f} nats of held-out latents more than the base | | | | | | |")
-    for title, model, seconds in (("the base's own denoiser", base, 0.0), ("learnt denoiser", learnt, took)):
+    learnt_one = corrected(base, learnt)
+    for title, model, seconds in (("the base's own denoiser", base, 0.0), ("learnt denoiser", learnt_one, took)):
         bench.row(f"{title}, {PASSES} passes", flow(model, bench.model.draw_base), seconds)
+    DIRECTIONS.register(Direction("learnt", "learnt", LearntDifference(base, learnt, bench.config.seed)))
+    net(bench, "learnt", NARROW, steps // 3)
 
 
 def spatial(bench: Bench, steps: int, direction: str = "drift") -> None:

@@ -51,6 +51,37 @@ def test_a_gain_in_nats_is_the_divergence_of_two_gaussians(routes, monkeypatch):
     assert min(left) < 0.9
 
 
+class Shifted(torch.nn.Module):
+    """What N(m, I)'s denoiser adds to N(0, I)'s, in units of the noise that is left."""
+
+    def __init__(self, m):
+        super().__init__()
+        self.m = m
+
+    def forward(self, x, base, sigma):
+        return self.m * (sigma * (1 + sigma.square()).rsqrt())[:, None]
+
+
+@pytest.mark.parametrize("dim", [8, 64])
+def test_a_difference_of_denoisers_points_to_the_truth_until_draws_are_there(routes, dim):
+    from mixture_denoiser import LearntDifference, MixtureDenoiser
+
+    noise, m = torch.Generator().manual_seed(4), torch.zeros(dim)
+    m[0] = 3.0
+    base = MixtureDenoiser(GaussianMixture(torch.ones(1), torch.zeros(1, dim), torch.eye(dim)[None]))
+    found, settings = {}, SamplerSettings()
+    for where in (0.0, 1.0):  # draws at the base, draws at the truth
+        learnt = LearntDifference(base, Shifted(m), seed=0)
+        for _ in range(60):
+            z = torch.randn(256, dim, generator=noise) + where * m
+            with torch.no_grad():
+                direction = learnt(Step(z, z, [], 0.0, settings))
+        found[where] = direction.mean(0)
+        assert direction.square().mean().sqrt() == pytest.approx(1.0, abs=1e-4)
+    assert torch.cosine_similarity(found[0.0], m, dim=0) > 0.99
+    assert found[1.0].norm() < 0.25 * found[0.0].norm()
+
+
 def test_drift_without_its_shortcuts_is_drift(routes):
     noise = torch.Generator().manual_seed(2)
     z, y = torch.randn(40, 5, generator=noise), torch.randn(40, 5, generator=noise) + 1
