@@ -78,8 +78,8 @@ def test_a_difference_of_denoisers_points_to_the_truth_until_draws_are_there(rou
                 direction = learnt(Step(z, z, [], 0.0, settings))
         found[where] = direction.mean(0)
         assert direction.square().mean().sqrt() == pytest.approx(1.0, abs=1e-4)
-    assert torch.cosine_similarity(found[0.0], m, dim=0) > 0.99
-    assert found[1.0].norm() < 0.25 * found[0.0].norm()
+    assert torch.cosine_similarity(found[0.0], m, dim=0) > 0.95
+    assert found[1.0][0].abs() < 0.5 * found[0.0][0]  # of rms 1, so that what is left is noise
 
 
 def test_drift_without_its_shortcuts_is_drift(routes):
