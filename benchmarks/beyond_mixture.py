@@ -362,7 +362,7 @@ def net(
 
 
 def denoiser(bench: Bench, steps: int) -> None:
-    """What the base lacks in nats; rows of what the probability flow makes of its draws, and of a net that follows."""
+    """What the base lacks in nats; rows of the probability flow from its draws, and of a net that follows."""
     base, draw, size = MixtureDenoiser(bench.base), bench.whitened(bench.train), bench.config.sampler.particles
     started = time.perf_counter()
     learnt, nats = fit_residual(base, draw, bench.held_out, steps, size, bench.config.seed)

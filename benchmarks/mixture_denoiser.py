@@ -134,7 +134,7 @@ def _nats(better: Denoiser, base: Denoiser, held_out: Tensor) -> tuple[float, li
 def fit_residual(
     base: MixtureDenoiser, draw: Draw, held_out: Tensor, steps: int, batch: int, seed: int
 ) -> tuple[nn.Module, float]:
-    """What is added to the base's denoiser, and its gain in nats, at the step at which held-out latents liked it best."""
+    """What is added to the base's denoiser, and its gain in nats, at the step that held-out latents liked best."""
     torch.manual_seed(seed)
     network = _Residual(held_out.shape[1])
     average = copy.deepcopy(network)
