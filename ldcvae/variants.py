@@ -232,7 +232,7 @@ class Generator:
 
 
 _FITS = "ldcvae.rivals.fits"
-_SIZE = ("sampler.steps", "sampler.particles", "sampler.width", "sampler.depth")
+_SIZE = tuple(f"sampler.{key}" for key in ("steps", "particles", "width", "depth", "ema", "posterior_noise"))
 # What a sampler's base mixture depends on.
 BASE_KEYS = ("sampler.base_components", "sampler.base_centres", "sampler.base_spread", "sampler.posterior_noise")
 _RATES: dict[str, Any] = {"knob": "learning rate", "candidates": (5e-4, 1e-3, 2e-3), "reads": _SIZE}

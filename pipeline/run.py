@@ -26,8 +26,10 @@ def run(run: Run, force: bool = False) -> dict[str, Manifest]:
     if not is_local(run.config) and (force or not run.has("train")):
         with connect(run.config):
             place_workers(run.config)  # what the cluster has no room for is refused before images are prepared
-    stages = {"prepare": prepare, "train": train, "sample": sample, "evaluate": evaluate, "report": report}
-    return {name: stage.run(run, force) for name, stage in stages.items()}
+    manifests = {"prepare": prepare.run(run, force)}
+    evaluate.check(run)  # before hours of training
+    stages = {"train": train, "sample": sample, "evaluate": evaluate, "report": report}
+    return manifests | {name: stage.run(run, force) for name, stage in stages.items()}
 
 
 if __name__ == "__main__":

@@ -96,13 +96,14 @@ def hmc_chain(fitting: Fitting) -> Draw:
 def _fit(fitting: Fitting) -> Fit:
     sampler, noise = fitting.budget.sampler, fitting.generator("fit")
     return Fit(
-        lambda n: fitting.whitening.whiten(fitting.encodings.draw(n, noise)),
+        lambda n: fitting.whitening.whiten(fitting.encodings.draw(n, noise, sampler.posterior_noise)),
         fitting.dim,
         steps=sampler.steps,
         batch=sampler.particles,
         learning_rate=fitting.setting if fitting.setting is not None else sampler.learning_rate,
         width=sampler.width,
         depth=sampler.depth,
+        ema=sampler.ema,
         generator=noise,
     )
 

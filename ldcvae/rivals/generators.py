@@ -18,8 +18,6 @@ from ldcvae.training.world import seeded_weights
 
 __all__ = ["Fit", "fit_autoregressive_flow", "fit_two_stage"]
 
-_EMA = 0.995
-
 
 class Fit:
     """How a latent model is trained; shared by all of them.
@@ -32,6 +30,7 @@ class Fit:
         learning_rate: Adam's peak rate, cosine to zero.
         width: hidden units.
         depth: residual layers.
+        ema: decay of the averaged weights.
         generator: of all noise, on the draws' device.
     """
 
@@ -45,10 +44,12 @@ class Fit:
         learning_rate: float,
         width: int,
         depth: int,
+        ema: float = 0.995,
         generator: torch.Generator,
     ):
         self.draw, self.dim, self.steps, self.batch = draw, dim, steps, batch
-        self.learning_rate, self.width, self.depth, self.generator = learning_rate, width, depth, generator
+        self.learning_rate, self.width, self.depth, self.ema = learning_rate, width, depth, ema
+        self.generator = generator
 
     def noise(self, *shape: int) -> Tensor:
         """Standard normal noise."""
@@ -67,7 +68,7 @@ class Fit:
         """
         optimizer = torch.optim.Adam(network.parameters(), lr=self.learning_rate, fused=True)
         schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, self.steps)
-        average = running_average(network, _EMA, lambda: schedule.last_epoch)
+        average = running_average(network, self.ema, lambda: schedule.last_epoch)
         for _ in range(self.steps):
             value = loss(self.draw(self.batch))
             optimizer.zero_grad(set_to_none=True)

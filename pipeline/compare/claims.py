@@ -84,11 +84,14 @@ def _text(row: Row, figure: str) -> str:
 
 
 def _closest(ours: Row, others: Sequence[Row], figure: str) -> Row:
-    """The row that ours is least surely better than: where it is better than that one, it is than all."""
+    """The row that ours is least surely better than, before all one that it is surely worse than.
 
-    def by(row: Row) -> tuple[float, float]:
-        gap, low, _ = _gap(ours, row, figure)
-        return low, gap
+    Where it is better than that one, it is than all.
+    """
+
+    def by(row: Row) -> tuple[bool, float, float]:
+        gap, low, high = _gap(ours, row, figure)
+        return high >= 0, low, gap
 
     return min(others, key=by)
 

@@ -15,7 +15,7 @@ from matplotlib.ticker import NullLocator
 
 from ldcvae.variants import AUTOENCODERS, GENERATORS
 from pipeline.compare.cells import DECODER
-from pipeline.compare.claims import winner
+from pipeline.compare.claims import chosen_net, winner
 from pipeline.judge.pages.pictures import DARK, LIGHT, Picture, Theme, log_ticks, new_axes, new_figure, png_bytes
 from pipeline.judge.pages.plots import dots
 from pipeline.judge.pages.render import Entry, render
@@ -257,8 +257,7 @@ def _pictures(results: Mapping[str, Any], focus: Sequence[Mapping[str, Any]]) ->
         own = panels[one["label"]]
         draws = {row["label"]: (row.get("values") or {}).get("fd") or [row["figures"]["fd"]] for row in own}
         bound = next((row["figures"]["fd"] for row in own if row["bound"]), None)
-        nets = [row for row in own if row["generator"] in _nets()]
-        net = min(nets, key=lambda row: row["figures"]["fd"])["label"] if nets else None
+        net = (chosen_net(own) or {}).get("label")
         alt = f"{figure} on {one['label']}: " + ", ".join(f"{row['label']} {row['figures']['fd']:.4g}" for row in own)
         ends = [end(map(end, draws.values())) for end in (min, max)]
         draw = partial(dots, draws, net, bound, f"{figure}, lower is better", 0 < _FAR * ends[0] < ends[1])

@@ -20,7 +20,7 @@ from pipeline.compare.select import check_names, hours, possible_cells, remove_c
 from pipeline.compare.tables import against_table, csv_table, markdown_table
 from pipeline.config.errors import ConfigError, PipelineError
 from pipeline.config.sections import Config
-from pipeline.judge.doubts import doubts, label_share
+from pipeline.judge.doubts import doubts, label_share, require_neighbours
 from pipeline.judge.figures import Reference, make_reference
 from pipeline.judge.generators import budget_of
 from pipeline.judge.pages.render import machine
@@ -222,8 +222,19 @@ def run(run: Run, force: bool = False, cells: Sequence[str] = (), retry_failed: 
         written, info = _write(folder, results)
         return written, info | {"failed": schedule.failed}
 
+    def check() -> None:
+        require_neighbours(
+            config.evaluate.neighbours,
+            data.info["counts"],
+            {
+                "validation": ("compare.selection_images", config.compare.selection_images),
+                "test": ("evaluate.num_images", config.evaluate.num_images),
+            },
+        )
+
     again = force or bool(cells) or _may_pass(run, retry_failed)
-    return run.stage("compare", depends_on | {"data": data.digest, "seed": config.seed}, work, again, FORMAT)
+    inputs = depends_on | {"data": data.digest, "seed": config.seed}
+    return run.stage("compare", inputs, work, again, FORMAT, check)
 
 
 def _write(folder: Folder, results: dict[str, Any]) -> tuple[list[str], dict[str, Any]]:

@@ -1,6 +1,6 @@
 """Errors whose message is all that a user needs: the command line prints them without a traceback."""
 
-__all__ = ["ConfigError", "MissingFileError", "PipelineError"]
+__all__ = ["ConfigError", "MissingFileError", "PipelineError", "StorageError"]
 
 
 class PipelineError(Exception):
@@ -9,6 +9,10 @@ class PipelineError(Exception):
 
 class ConfigError(PipelineError):
     """The configuration is wrong; the message lists every mistake."""
+
+
+class StorageError(PipelineError):
+    """The storage refuses what it may do another time; the message names action, URL and reason."""
 
 
 class MissingFileError(PipelineError):

@@ -24,7 +24,7 @@ from typing_extensions import Doc
 from ldcvae.registry import OneOf
 from pipeline.config.errors import ConfigError
 from pipeline.config.sections import Config
-from pipeline.config.together import CHECKS, Check
+from pipeline.config.together import CHECKS, Check, url_mistake
 
 __all__ = ["Config", "describe_keys", "dump_yaml", "load_config", "nearest_key", "override", "parse_config"]
 
@@ -42,6 +42,8 @@ def load_config(path: str | Path | None = None, overrides: Sequence[str] = (), m
     """
     content: Any = {}
     if path is not None:
+        if mistake := url_mistake(str(path)):
+            raise ConfigError(f"--config: {mistake}")
         try:
             content = yaml.load(_read(str(path)), _Loader) or {}  # noqa: S506  # a SafeLoader
         except FileNotFoundError:

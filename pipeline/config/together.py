@@ -17,6 +17,7 @@ from pipeline.config.variants import SOURCES
 
 __all__ = ["CHECKS", "Check", "equal_parts", "password_mistake", "submitted", "url_mistake"]
 
+_CONTAINERS = ("abfs", "abfss", "wasb", "wasbs")
 _SECRET = r"[?&][^=&]*(access_key|secret|token|signature|password)[^=&]*=|[?&]sig="
 
 
@@ -47,6 +48,16 @@ def url_mistake(url: str) -> str:
         ''
     """
     scheme, separator, rest = url.partition("://")
+    protocol, authority = url.partition(":")[0].rpartition("::")[2].lower(), rest.partition("/")[0].rpartition("@")[0]
+    if not separator:
+        authority = url.partition(":/")[2].partition("/")[0].rpartition("@")[0]
+    # A container stands there in Azure's URLs: abfs://container@account.dfs.core.windows.net.
+    secret = ":" in authority if protocol in _CONTAINERS else bool(authority)
+    if (separator or protocol in available_protocols()) and (secret or re.search(_SECRET, url, re.I)):
+        return (
+            f"{protocol}://…: credentials in a URL end up in logs; take them from the environment, the instance role "
+            "or the usual config files"
+        )
     if not separator:
         scheme, separator, rest = url.partition(":/")
         if separator and scheme.rpartition("::")[2].lower() in available_protocols():
@@ -54,11 +65,6 @@ def url_mistake(url: str) -> str:
         return ""
     if scheme.rpartition("::")[2] == "memory":
         return f"{url!r}: memory:// lives in one process, but workers run in others; use a folder or an object store"
-    if "@" in rest.split("/", 1)[0] or re.search(_SECRET, rest, re.I):
-        return (
-            f"{scheme}://…: credentials in a URL end up in logs; take them from the environment, the instance role "
-            "or the usual config files"
-        )
     return ""
 
 

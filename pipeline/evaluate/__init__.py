@@ -7,7 +7,18 @@ means and spreads are over those draws.
 from pipeline.store.manifest import Manifest
 from pipeline.store.run import Run
 
-__all__ = ["run"]
+__all__ = ["check", "run"]
+
+
+def check(run: Run) -> None:
+    """Refuse what could not be judged, once the images are there.
+
+    Raises:
+        ConfigError: if there are too few of them.
+    """
+    from pipeline.evaluate import stage
+
+    stage.check(run)
 
 
 def run(run: Run, force: bool = False) -> Manifest:

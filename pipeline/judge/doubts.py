@@ -3,7 +3,9 @@
 from collections.abc import Mapping
 from typing import Any
 
-__all__ = ["LEAST_REFERENCE", "clear_best", "doubts", "label_share"]
+from pipeline.config.errors import ConfigError
+
+__all__ = ["LEAST_REFERENCE", "clear_best", "doubts", "label_share", "require_neighbours"]
 
 LEAST_REFERENCE = 200
 """Held-out images with fewer of which a Fréchet distance mostly tells which images they happened to be."""
@@ -51,6 +53,29 @@ def doubts(metrics: Mapping[str, Any], share: float | None) -> list[str]:
             f"the same label is right in {share:.0%}: its features, which are compared, tell little"
         )
     return found
+
+
+def require_neighbours(neighbours: int, counts: Mapping[str, int], judged: Mapping[str, tuple[str, int]]) -> None:
+    """Refuse to look for more neighbours than images have.
+
+    Args:
+        neighbours: `evaluate.neighbours`.
+        counts: split -> images.
+        judged: split -> (key of how many are generated, that number).
+
+    Raises:
+        ConfigError: naming key, value and what is allowed.
+
+    Example:
+        >>> require_neighbours(5, {"test": 5}, {"test": ("evaluate.num_images", 2000)})
+        Traceback (most recent call last):
+        pipeline.config.errors.ConfigError: evaluate.neighbours: 5 must be below 5, the number of test images
+    """
+    for split, (key, generated) in judged.items():
+        there = counts.get(split, 0)
+        if neighbours >= min(there, generated):
+            of = f"the number of {split} images" if there <= generated else key
+            raise ConfigError(f"evaluate.neighbours: {neighbours} must be below {min(there, generated)}, {of}")
 
 
 def clear_best(figures: Mapping[str, tuple[float, float]]) -> tuple[str | None, str]:

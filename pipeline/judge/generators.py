@@ -1,7 +1,7 @@
 """The generators that a configuration names, fitted to a trained model; how long they take to draw."""
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 import torch
 from torch import Tensor
@@ -13,7 +13,7 @@ from ldcvae.variants import DIRECTIONS, GENERATORS
 from pipeline.config.load import read_keys
 from pipeline.config.sections import Config
 
-__all__ = ["budget_of", "fitted", "timed_draw"]
+__all__ = ["TimedParts", "budget_of", "fitted", "timed_draw"]
 
 _LEAST_SECONDS = 0.1
 
@@ -60,19 +60,45 @@ def fitted(
         yield name, GENERATORS[name].fit(fitting)
 
 
+def _seconds(device: torch.device) -> float:
+    """The time, once the device has done what it was given."""
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter()
+
+
+class TimedParts:
+    """Parts as they come, and how long making them takes, without what is done with them in between.
+
+    Attributes:
+        seconds: so far.
+
+    Example:
+        >>> parts = TimedParts(iter([torch.zeros(2)]), torch.device("cpu"))
+        >>> len(list(parts)), parts.seconds > 0
+        (1, True)
+    """
+
+    def __init__(self, parts: Iterable[Tensor], device: torch.device):
+        self._parts, self._device, self.seconds = iter(parts), device, 0.0
+
+    def __iter__(self) -> Iterator[Tensor]:
+        while True:
+            started = _seconds(self._device)
+            part = next(self._parts, None)
+            self.seconds += _seconds(self._device) - started
+            if part is None:
+                return
+            yield part
+
+
 @torch.no_grad()
 def timed_draw(draw: Draw, n: int, generator: torch.Generator) -> tuple[Tensor, float]:
     """(n, d) latents and latents per second; a fast draw is repeated until it can be timed."""
-
-    def seconds() -> float:
-        if generator.device.type == "cuda":
-            torch.cuda.synchronize()
-        return time.perf_counter()
-
-    started = seconds()
+    started = _seconds(generator.device)
     latents = draw(n, generator)
-    elapsed, count = seconds() - started, n
+    elapsed, count = _seconds(generator.device) - started, n
     while elapsed < _LEAST_SECONDS:
         draw(n, generator)
-        elapsed, count = seconds() - started, count + n
+        elapsed, count = _seconds(generator.device) - started, count + n
     return latents, count / elapsed

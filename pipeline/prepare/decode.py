@@ -153,6 +153,13 @@ def decode(content: bytes, form: Form = AS_IT_IS) -> np.ndarray:
             warnings.simplefilter("ignore")
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             with Image.open(io.BytesIO(content), formats=tuple(_FORMATS)) as image:
+                if image.format == "TIFF" and image.mode in ("F", "I"):
+                    least, most = image.getextrema()
+                    kind = "floating-point" if image.mode == "F" else "32-bit"
+                    raise BadImage(
+                        f"{kind} pixels from {least:g} to {most:g} do not say where white is; save it with 8 or 16 "
+                        "bits a channel"
+                    )
                 return to_array(ImageOps.exif_transpose(image), form)
     except UnidentifiedImageError:
         *others, last = _FORMATS

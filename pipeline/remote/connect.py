@@ -28,6 +28,7 @@ _ENVIRONMENT = {
     # A task whose process is killed for want of memory is started again without end otherwise.
     "RAY_task_oom_retries": "3",
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
+    "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",  # of several metrics, which our searcher finds below `figures`
     "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",  # a page each; the searcher says them in a line
 }
 for _name, _value in _ENVIRONMENT.items():

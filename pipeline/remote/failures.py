@@ -7,7 +7,7 @@ from typing import Any, Literal
 import torch
 
 from ldcvae.training.monitor import NonFiniteLossError
-from pipeline.config.errors import PipelineError
+from pipeline.config.errors import PipelineError, StorageError
 from pipeline.remote.memory import killed_memory
 
 __all__ = [
@@ -72,7 +72,8 @@ def failure_kind(error: BaseException) -> Kind:
     """
     if isinstance(error, NonFiniteLossError):
         return "final"
-    return "transient" if is_out_of_memory(error) or isinstance(error, OSError) or is_lost(error) else "final"
+    passes = is_out_of_memory(error) or isinstance(error, OSError | StorageError) or is_lost(error)
+    return "transient" if passes else "final"
 
 
 def kind_of_record(record: Mapping[str, Any], text: str = "failure") -> Kind:

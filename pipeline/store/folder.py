@@ -19,7 +19,7 @@ from typing import IO, Any
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
-from pipeline.config.errors import ConfigError, MissingFileError, PipelineError
+from pipeline.config.errors import ConfigError, MissingFileError, PipelineError, StorageError
 from pipeline.config.together import url_mistake
 
 __all__ = ["Folder", "fingerprint", "sha256"]
@@ -108,12 +108,12 @@ class Folder:
         except PipelineError:
             raise
         except OSError as error:
-            raise PipelineError(f"cannot {action} {where}: {error.strerror or error}") from error
+            raise StorageError(f"cannot {action} {where}: {error.strerror or error}") from error
         except Exception as error:
             # Clients of object stores have exceptions of their own (no credentials, no route, timeout).
             if self.is_local:
                 raise
-            raise PipelineError(f"cannot {action} {where}: {str(error) or type(error).__name__}") from error
+            raise StorageError(f"cannot {action} {where}: {str(error) or type(error).__name__}") from error
 
     def exists(self, name: str = "") -> bool:
         """Whether `name` is there.

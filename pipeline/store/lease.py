@@ -123,7 +123,8 @@ class _Lease:
             PipelineError: naming who holds it.
         """
         if not self.folder.create(LOCK, self._bytes()):
-            holder = _read(self.folder)
+            # Not ourselves: where a request's answer is lost, its repetition finds the lock that it has made itself.
+            holder = self._other()
             if holder is not None and not _ends(holder):
                 _refuse(self.folder, holder)
             self.folder.write(LOCK, self._bytes())

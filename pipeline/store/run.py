@@ -3,7 +3,7 @@
 import json
 import platform
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -16,6 +16,7 @@ from pipeline.config.sections import Config
 from pipeline.store.folder import Folder, fingerprint
 from pipeline.store.manifest import Manifest, Output, at_format, parse_manifest, say
 from pipeline.store.schema import INFO, parse_as
+from pipeline.store.weights import FILES
 
 __all__ = ["STAGES", "Run", "open_run"]
 
@@ -35,7 +36,7 @@ STAGES = {
 _VERSION = "0.1.0"
 
 # What a training was made with that does not say: these keys came later, and are not kept at their defaults.
-_BEFORE = {"model.upsample": "transposed", "decoder.epochs": 0}
+_BEFORE = {"decoder.epochs": 0}
 
 
 @dataclass(frozen=True)
@@ -110,7 +111,8 @@ class Run:
         """
         manifest = self.manifest(stage)
         here = _flat(self.config.model_dump(mode="json"))
-        there = _flat(_mapping(manifest.info, "made_with"))
+        sections = _mapping(manifest.info, "made_with")
+        there = _later(sections) | _flat(sections)
         if stage == "train":
             there = _BEFORE | there
         differing = [
@@ -231,6 +233,16 @@ def _mapping(info: Mapping[str, Any], name: str) -> dict[str, Any]:
     """An entry of a manifest's `info` that says what it was made of; nothing where a version before had none."""
     found = info.get(name)
     return found if isinstance(found, dict) else {}
+
+
+def _later(sections: Iterable[str]) -> dict[str, Any]:
+    """The keys that a manifest's sections leave out at their defaults."""
+    known = {name: getattr(Config(), name) for name in sections if name in Config.model_fields}
+    return {
+        f"{name}.{key}": type(section).model_fields[key].default
+        for name, section in known.items()
+        for key in getattr(section, "later", frozenset()) - FILES
+    }
 
 
 def _flat(content: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,18 +1,32 @@
 """Why a trial's process was lost, in one line: what Ray says of its end, the memory that it had, what to lower."""
 
+import re
 from pathlib import Path
 from typing import Any
 
 from ray.exceptions import RayActorError
 from ray.tune import Callback
 
+from pipeline.config.errors import StorageError
 from pipeline.config.sections import Config
 from pipeline.remote.failures import failure_reason, is_out_of_memory
 from pipeline.remote.memory import in_gib, what_to_lower
 
-__all__ = ["Deaths", "reason_of"]
+__all__ = ["Deaths", "reason_of", "storage_error"]
 
 _MARK = "Failure # "  # before each failure in Tune's error file
+_STORAGE = re.compile(rf"\b{StorageError.__name__}: (.*)")  # at the end of a traceback
+
+
+def storage_error(trace: str) -> StorageError | None:
+    """The storage's error that a traceback ends with, where it ends with one.
+
+    Example:
+        >>> storage_error("Traceback ...\\npipeline.config.errors.StorageError: cannot write s3://b/x: timed out")
+        StorageError('cannot write s3://b/x: timed out')
+    """
+    found = _STORAGE.findall(trace)
+    return StorageError(found[-1]) if found else None
 
 
 class Deaths(Callback):
@@ -25,12 +39,12 @@ class Deaths(Callback):
         """A trial's process is there."""
         self.trials[trial.trial_id] = trial
 
-    def last(self, trial_id: str) -> RayActorError:
-        """The last failure of a trial in Ray's words, where it has any."""
+    def last(self, trial_id: str) -> RayActorError | StorageError:
+        """The last failure of a trial: of storage, or of its process in Ray's words, where it has any."""
         file = getattr(self.trials.pop(trial_id, None), "error_file", None)
         text = Path(file).read_text("utf-8") if file is not None else ""
         words = text.rpartition(_MARK)[2].partition("\n")[2].strip()
-        return RayActorError(error_msg=words or "its process died")
+        return storage_error(words) or RayActorError(error_msg=words or "its process died")
 
 
 def reason_of(error: Exception, config: Config, sampler_only: bool, peak: float = 0.0, killed: bool = False) -> str:

@@ -15,7 +15,7 @@ from optuna.trial import TrialState
 from ray.tune.schedulers import AsyncHyperBandScheduler
 from ray.tune.search.optuna import OptunaSearch
 
-from pipeline.config.errors import ConfigError
+from pipeline.config.errors import ConfigError, StorageError
 from pipeline.config.load import override
 from pipeline.config.sections import Config
 from pipeline.judge.figures import MAXIMISED
@@ -83,6 +83,11 @@ class StudySearch(OptunaSearch):
         self.interrupted = [storage_id(trial) for trial in running]
         self.started = self.said = time.monotonic()
         self.ended = 0
+        self.stuck = ""  # why a trial cannot go on before the storage is back
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Nothing: Tune pickles its searcher into a snapshot that nobody reads; a database's URL has a password."""
+        return {}
 
     def suggest(self, trial_id: str) -> dict[str, Any] | None:
         """The next trial's number and configuration."""
@@ -121,27 +126,34 @@ class StudySearch(OptunaSearch):
         """The end of a trial: completed, stopped by the scheduler, or failed with a reason."""
         trial = open_trials(self).pop(trial_id)
         result = result or {}
+        died = self.deaths.last(trial_id) if error or not result else None
+        if isinstance(died, StorageError):  # it stays open in the study, and goes on in the next session
+            self.stuck = str(died)
+            say(f"tune: trial {trial.number} stopped: {died}")
+            return
         mark = "figures/"
         figures = {name.removeprefix(mark): float(result[name]) for name in result if name.startswith(mark)}
         if figures:
             trial.set_user_attr("figures", figures)
-        if error or not result or result.get("failure"):
-            reason = result.get("failure") or self._lost(trial_id)
+        if died is not None or result.get("failure"):
+            reason = self._lost(trial_id, died) if died is not None else result["failure"]
             trial.set_user_attr("reason", reason)
             say(f"tune: trial {trial.number} failed: {reason}")
             self.study.tell(trial, state=TrialState.FAIL)
         elif result["finished"]:
             self.study.tell(trial, [figures[metric] for metric in self.space.base.tune.metrics])
         else:
+            if isinstance(self.metric, str):  # Tune tells its searcher of the report that stopped a trial only here
+                trial.report(result["objective"], result["progress"])
             trial.set_user_attr("reason", f"stopped by the scheduler at report {result['progress']}")
             self.study.tell(trial, state=TrialState.PRUNED)
         self.run.remove(f"tune/checkpoints/{self._study_name}/{trial.number:05d}")
         self.ended += 1
         self._say()
 
-    def _lost(self, trial_id: str) -> str:
+    def _lost(self, trial_id: str, error: Exception) -> str:
         config, kills = self.begun[trial_id]
-        error, peak = self.deaths.last(trial_id), self.peaks.get(trial_id, 0.0)
+        peak = self.peaks.get(trial_id, 0.0)
         return reason_of(error, config, self.space.only_sampler, peak, kills_since(kills))
 
     def save(self, checkpoint_path: str) -> None:

@@ -3,6 +3,7 @@
 import json
 import logging
 import os
+import tempfile
 import warnings
 from typing import Any
 
@@ -11,8 +12,10 @@ import yaml
 from ldcvae.metrics.reconstruction import reconstruction_error
 from ldcvae.training.encode import encode_split
 from pipeline import prepare, train
+from pipeline.config.errors import ConfigError, StorageError
 from pipeline.config.load import override
 from pipeline.config.sections import Config
+from pipeline.judge.doubts import require_neighbours
 from pipeline.judge.figures import make_reference
 from pipeline.judge.pages.pictures import Picture
 from pipeline.remote.connect import connect
@@ -85,23 +88,29 @@ def _sweep(run: Run, space: SearchSpace, study: Any, storage: Any) -> None:
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # whose table of the configuration cannot be turned off
     from ray import tune
 
-    from pipeline.tune.failures import Deaths
+    from pipeline.tune.failures import Deaths, storage_error
     from pipeline.tune.processes import nested_trial, single_trial
     from pipeline.tune.search import StudyScheduler, StudySearch
-    from pipeline.tune.study import build_sampler, directions, finished
+    from pipeline.tune.study import build_sampler, directions, finished, waiting
 
     keep_keys_out_of_runtime_environments()
     count_killed_trials_as_lost()
     settings = config.tune
     several = config.train.least_workers > 1
-    own, concurrent = _resources(config)
     name, trials = study.study_name, len(study.get_trials(deepcopy=False))
     sampler = build_sampler(settings, config.seed, trials)
     deaths = Deaths()
     search = StudySearch(space, sampler, study, storage, run.folder, directions(settings), deaths)
     left = max(settings.num_samples - len(finished(study)), len(search.interrupted))
+    if (queued := waiting(study)) > left - len(search.interrupted):
+        least = len(finished(study)) + len(search.interrupted) + queued
+        raise ConfigError(
+            f"tune.num_samples: {settings.num_samples} leaves no room for the points of tune.start_from that are not "
+            f"evaluated yet ({queued}); must be at least {least}"
+        )
     if left <= 0:
         return
+    own, concurrent = _resources(config)
     scheduler = None
     if settings.scheduler == "asha" and len(settings.metrics) == 1:
         scheduler = StudyScheduler(config, phases_of(config, space.only_sampler), study)
@@ -111,27 +120,34 @@ def _sweep(run: Run, space: SearchSpace, study: Any, storage: Any) -> None:
         + (f"; {len(search.interrupted)} go on from their checkpoints" if search.interrupted else "")
     )
     trainable = tune.with_parameters(nested_trial if several else single_trial, template=_template(run, space, name))
-    run.folder.remove("tune/ray")  # Tune's snapshot of an earlier session; the study knows better
-    filesystem, path = (run.folder / "tune/ray").for_arrow()
-    tune.Tuner(
-        tune.with_resources(trainable, own),
-        tune_config=tune.TuneConfig(
-            search_alg=search,
-            scheduler=scheduler,
-            num_samples=left,
-            max_concurrent_trials=concurrent,
-            reuse_actors=not several,  # a process that has imported torch serves one trial after the other
-            trial_dirname_creator=lambda trial: f"{trial.config['number']:05d}",
-        ),
-        run_config=tune.RunConfig(
-            name=name,
-            storage_path=path,
-            storage_filesystem=filesystem,
-            failure_config=tune.FailureConfig(max_failures=settings.max_failures),
-            callbacks=[deaths],
-            verbose=0,
-        ),
-    ).fit()
+    run.folder.remove("tune/ray")  # of trials' worker groups in an earlier session
+    # Tune pickles its own state, file system and all, into a snapshot that nobody reads: not where others can.
+    with tempfile.TemporaryDirectory(prefix="ldcvae-tune-") as snapshot:
+        tuner = tune.Tuner(
+            tune.with_resources(trainable, own),
+            tune_config=tune.TuneConfig(
+                search_alg=search,
+                scheduler=scheduler,
+                num_samples=left,
+                max_concurrent_trials=concurrent,
+                reuse_actors=not several,  # a process that has imported torch serves one trial after the other
+                trial_dirname_creator=lambda trial: f"{trial.config['number']:05d}",
+            ),
+            run_config=tune.RunConfig(
+                name=name,
+                storage_path=snapshot,
+                failure_config=tune.FailureConfig(max_failures=settings.max_failures),
+                callbacks=[deaths],
+                verbose=0,
+            ),
+        )
+        try:
+            tuner.fit()
+        except tune.TuneError as error:  # of this process: the study could not be written
+            raise storage_error(str(error)) or error from None
+    run.folder.remove("tune/ray")
+    if search.stuck:
+        raise StorageError(f"{search.stuck}; trials go on from their checkpoints with the same command")
     if len(finished(study)) < settings.num_samples:
         raise KeyboardInterrupt  # Tune catches it and returns
 
@@ -253,5 +269,9 @@ def run(run: Run, force: bool = False) -> Manifest:
             _sweep(run, space, study, storage)
         return _results(run, study, name)
 
+    def check() -> None:
+        judged = {"validation": ("tune.num_images", config.tune.num_images)}
+        require_neighbours(config.evaluate.neighbours, run.data.info["counts"], judged)
+
     parts |= {"num_samples": config.tune.num_samples, "start_from": json.dumps(config.tune.start_from)}
-    return run.stage("tune", parts, work, force, FORMAT)
+    return run.stage("tune", parts, work, force, FORMAT, check)

@@ -3,9 +3,11 @@
 import io
 import json
 import os
+import re
 from collections.abc import Iterable
 from datetime import UTC
 from typing import Any, Literal
+from urllib.parse import quote
 
 import optuna
 import pyarrow as pa
@@ -21,9 +23,19 @@ from pipeline.judge.figures import MAXIMISED
 from pipeline.store.folder import Folder
 from pipeline.tune.space import SearchSpace
 
-__all__ = ["JOURNAL", "best_trial", "build_sampler", "enqueue_points", "finished", "open_storage", "trials_table"]
+__all__ = [
+    "JOURNAL",
+    "best_trial",
+    "build_sampler",
+    "enqueue_points",
+    "finished",
+    "open_storage",
+    "trials_table",
+    "waiting",
+]
 
 JOURNAL = "tune/study.log"
+_VARIABLE = re.compile(r"\$\{?(\w+)\}?")
 _FINISHED = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL)
 
 
@@ -51,6 +63,35 @@ class FolderJournal(BaseJournalBackend):
         )
 
 
+def _open_database(url: str) -> BaseStorage:
+    """The database of a URL, its variables replaced by their values; user and password as a URL writes them."""
+    names = _VARIABLE.findall(url)
+    if missing := [name for name in names if name not in os.environ]:
+        raise ConfigError(f"tune.study_url: {url!r} names {missing[0]}, an environment variable that is not set")
+    user, at, rest = url.rpartition("@")
+    user = _VARIABLE.sub(lambda name: quote(os.environ[name[1]], safe=""), user)
+    expanded = user + at + _VARIABLE.sub(lambda name: os.environ[name[1]], rest)
+    try:
+        return RDBStorage(expanded)
+    except Exception as error:
+        text = str(error).replace(expanded, url)
+        for name in names:
+            for value in filter(None, (os.environ[name], quote(os.environ[name], safe=""))):
+                text = text.replace(value, f"${name}")
+        reason = text.splitlines()
+        raise PipelineError(f"tune.study_url: cannot open {url!r}: {reason[0] if reason else error!r}") from None
+
+
+def _cut_half_a_line(path: str) -> None:
+    """What an append left that was cut short: the next one would be glued to it. The run's lease has one writer."""
+    if not os.path.exists(path):
+        return
+    with open(path, "rb+") as file:
+        content = file.read()
+        if content and not content.endswith(b"\n"):
+            file.truncate(content.rfind(b"\n") + 1)
+
+
 def open_storage(run: Folder, url: str | None) -> BaseStorage:
     """Optuna's storage: the database at `url`, else the journal `tune/study.log` of the run.
 
@@ -59,17 +100,11 @@ def open_storage(run: Folder, url: str | None) -> BaseStorage:
         PipelineError: if the database cannot be reached or the journal is damaged.
     """
     if url is not None:
-        expanded = os.path.expandvars(url)
-        if "$" in expanded:
-            raise ConfigError(f"tune.study_url: {url!r} names an environment variable that is not set")
-        try:
-            return RDBStorage(expanded)
-        except Exception as error:
-            reason = str(error).replace(expanded, url).splitlines()
-            raise PipelineError(f"tune.study_url: cannot open {url!r}: {reason[0] if reason else error!r}") from None
+        return _open_database(url)
     try:
         if run.is_local:
             os.makedirs(run.path("tune"), exist_ok=True)
+            _cut_half_a_line(run.path(JOURNAL))
             return JournalStorage(JournalFileBackend(run.path(JOURNAL)))
         return JournalStorage(FolderJournal(run))
     except (ValueError, TypeError, LookupError, AttributeError, AssertionError) as error:  # as Optuna replays it
@@ -132,6 +167,11 @@ def _flat(space: SearchSpace, config: Any, values: dict[str, Any]) -> dict[str, 
 def finished(study: optuna.Study) -> list[FrozenTrial]:
     """The trials that came to an end, in order."""
     return study.get_trials(deepcopy=False, states=_FINISHED)
+
+
+def waiting(study: optuna.Study) -> int:
+    """How many points are queued."""
+    return len(study.get_trials(deepcopy=False, states=(TrialState.WAITING,)))
 
 
 def best_trial(study: optuna.Study) -> FrozenTrial:

@@ -27,8 +27,10 @@ from ldcvae.training.monitor import NonFiniteLossError
 from ldcvae.training.phase import Phase
 from ldcvae.training.sampler import SamplerPhase
 from ldcvae.training.world import World, keyed_generator
+from pipeline.config.errors import StorageError
 from pipeline.config.sections import Config
 from pipeline.judge.figures import MAXIMISED, Reference, decoded
+from pipeline.judge.generators import TimedParts
 from pipeline.judge.pages.pictures import image_grid
 from pipeline.remote.failures import failure_reason
 from pipeline.remote.memory import own_memory
@@ -246,10 +248,9 @@ class _Running:
         settings, series, rates = self.config.tune, [], []
         for draw in range(draws):
             generator = keyed_generator(self.world.device, self.config.seed, "tune", draw)
-            started = time.perf_counter()
-            features = self.judge.extractor.of(generate(settings.num_images, generator))  # waits for the device
-            rates.append(settings.num_images / (time.perf_counter() - started))
-            series.append(self.judge.figures(features))
+            timed = TimedParts(generate(settings.num_images, generator), self.world.device)
+            series.append(self.judge.figures(self.judge.extractor.of(timed)))
+            rates.append(settings.num_images / timed.seconds)
         figures = {name: sum(values[name] for values in series) / draws for name in series[0]}
         spread = math.sqrt(sum((values["fd"] - figures["fd"]) ** 2 for values in series) / max(1, draws - 1))
         return figures | {"fd_spread": spread, "reconstruction": reconstruction, "images_per_s": max(rates)}
@@ -301,6 +302,8 @@ def run_trial(trial: Trial, world: World, report: Report) -> None:
     try:
         _Running(trial, world, report).train()
     except Exception as error:
+        if isinstance(error, StorageError):
+            raise  # Tune tries again from the last checkpoint
         # On several ranks only this error is sure to be on all of them; otherwise the others would wait for ever.
         if world.size > 1 and not isinstance(error, NonFiniteLossError):
             raise

@@ -3,10 +3,14 @@
 import pytest
 import torch
 
+from ldcvae import LDCVAE, Encodings, LDCVAEConfig
 from ldcvae.densities.gaussian import GaussianMixture
 from ldcvae.metrics.latents import median_bandwidths, mmd2
+from ldcvae.rivals.fits import _fit
+from ldcvae.rivals.fitting import Budget, Fitting
 from ldcvae.rivals.flows import fit_flow_matching, fit_mean_flow
 from ldcvae.rivals.generators import Fit, fit_autoregressive_flow, fit_two_stage
+from ldcvae.training.settings import SamplerSettings
 
 FITS = {
     "maf": fit_autoregressive_flow,
@@ -78,3 +82,13 @@ def test_mean_flow_learns_the_way_between_two_gaussians() -> None:
     draws = fit_mean_flow(made)(4000, generator)
     assert float((draws.mean(0) - 2).abs().max()) < 0.3
     assert float((draws.std(0) - 0.5).abs().max()) < 0.15
+
+
+def test_rivals_take_noise_and_averaging_from_the_samplers_settings():
+    model = LDCVAE(LDCVAEConfig((1, 8, 8), latent_dim=2))
+    encodings = Encodings(torch.zeros(50, 2), torch.zeros(50, 2))
+    budget = Budget(sampler=SamplerSettings(ema=0.5, posterior_noise=0.25, particles=8, steps=3))
+    fit = _fit(Fitting("flow_matching", model, encodings, budget=budget, seed=0))
+    assert fit.ema == 0.5
+    drawn = model.whitening.unwhiten(fit.draw(4000))
+    assert float(drawn.std()) == pytest.approx(0.25, rel=0.05)

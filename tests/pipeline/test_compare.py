@@ -234,6 +234,12 @@ def test_better_than_every_other_is_not_better_than_the_best_mean_alone() -> Non
     claim = goals(rows, LABELS)[0]
     assert (claim["met"], claim["verdict"]) == (False, "not distinguishable")
     assert "flow_matching" in claim["detail"]
+    # Surely worse than one, though another is noisier and may be better by more.
+    rows += [row("ldc_svgd", "langevin", 9.5) | {"values": {"fd": [9.4, 9.5, 9.6], "coverage": [0.5] * 3}}]
+    rows += [row("ldc_svgd", "hmc", 9.0) | {"values": {"fd": [5.0, 9.0, 13.0], "coverage": [0.5] * 3}}]
+    claim = goals(rows, LABELS)[0]
+    assert claim["verdict"] == "worse"
+    assert "(langevin on" in claim["detail"]
 
 
 def test_intervals_are_students() -> None:

@@ -473,6 +473,9 @@ def test_a_file_at_a_url(tmp_path):
         load_config(f"file://{tmp_path}/no.yaml")
     with pytest.raises(ConfigError, match=r"config file nosuch://a is not readable YAML: .*nosuch"):
         load_config("nosuch://a")
+    with pytest.raises(ConfigError, match=r"--config: https://…: credentials in a URL") as error:
+        load_config("https://host/c.yaml?X-Amz-Signature=hunter2")
+    assert "hunter2" not in str(error.value)
 
 
 @pytest.mark.parametrize(

@@ -201,3 +201,11 @@ def test_many_images_lie_in_temporary_files(monkeypatch):
     assert len(files) > 5
     assert (on_storage == in_memory).all()
     assert (indices == again).all()
+
+
+@pytest.mark.parametrize(("mode", "kind"), [("F", "floating-point"), ("I", "32-bit")])
+def test_pixels_that_do_not_say_what_is_white_are_refused(mode, kind):
+    content = encoded(Image.new(mode, (4, 4), 1), "TIFF")
+    with pytest.raises(BadImage, match=f"{kind} pixels from 1 to 1 do not say where white is"):
+        decode(content)
+    assert decode(encoded(Image.new("I;16", (4, 4), 0x4567), "TIFF")).tolist() == [[[0x45] * 4] * 4]

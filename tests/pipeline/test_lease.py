@@ -156,3 +156,16 @@ def test_a_failure_and_ctrl_c_give_the_run_back(tmp_path):
     assert process.returncode in (130, -signal.SIGINT), err
     assert "interrupted: the same command goes on" in err
     assert not (tmp_path / "tiny" / LOCK).exists()
+
+
+def test_a_lock_whose_answer_was_lost_is_our_own(folder, monkeypatch):
+    create = Folder.create
+
+    def answered_twice(self, name, content):
+        create(self, name, content)
+        return create(self, name, content)  # as the storage's client does where the first answer does not arrive
+
+    monkeypatch.setattr(Folder, "create", answered_twice)
+    with held(folder, "train"):
+        assert folder.read_json(LOCK)["what"] == "train"
+    assert not folder.exists(LOCK)

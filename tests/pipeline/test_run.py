@@ -149,6 +149,13 @@ def whole(finished, one_ray):
     return finished[0]
 
 
+def test_more_neighbours_than_images_are_refused_before_training(tmp_path):
+    _, err = here("run", tmp_path, "evaluate.neighbours=400", expect=2)
+    assert err.startswith("error: evaluate.neighbours: 400 must be below 50, evaluate.num_images")
+    assert not (tmp_path / "tiny/train").exists()
+    here("evaluate", tmp_path, "evaluate.neighbours=400", expect=1)  # there is no model yet
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("stage", "override", "told"),
@@ -165,6 +172,8 @@ def whole(finished, one_ray):
             "evaluate.draws=7",
             "evaluation was made with another configuration:\n  evaluate.draws: 2 there, 7 here",
         ),
+        ("evaluate", "sampler.base_centres=3", "sampler.base_centres: 1 there, 3 here"),  # a key that came later
+        ("report", "evaluate.second_extractor=random", "evaluate.second_extractor: 'none' there, 'random' here"),
         ("report", "sample.num_images=99", "samples was made with another configuration"),
     ],
 )

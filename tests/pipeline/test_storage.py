@@ -12,6 +12,7 @@ from fsspec.implementations.local import LocalFileSystem
 
 from pipeline.config.errors import ConfigError, PipelineError
 from pipeline.config.load import parse_config
+from pipeline.config.together import url_mistake
 from pipeline.store.folder import Folder, fingerprint, sha256
 from pipeline.store.manifest import Output
 from pipeline.store.run import open_run
@@ -132,6 +133,8 @@ def test_memory_is_refused(url):
         "s3://bucket/runs?secret_key=hunter2",
         "s3://bucket/runs?a=1&aws_access_key_id=hunter2",
         "abfs://c/runs?sig=hunter2",
+        "abfs://key:hunter2@account/runs",
+        "s3:/key:hunter2@bucket/runs",
     ],
 )
 def test_credentials_in_a_url_are_refused_and_not_repeated(url):
@@ -143,6 +146,7 @@ def test_credentials_in_a_url_are_refused_and_not_repeated(url):
 def test_at_signs_and_words_in_paths_are_no_credentials():
     assert Folder("s3://bucket/me@home/token").url == "s3://bucket/me@home/token"
     assert Folder("https://host/x?design=1").url.endswith("design=1")
+    assert url_mistake("abfs://container@account.dfs.core.windows.net/runs") == ""
 
 
 def test_unknown_protocol_is_a_config_error():

@@ -7,6 +7,7 @@ import math
 import re
 from types import SimpleNamespace
 
+import cloudpickle
 import optuna
 import pyarrow.parquet as pq
 import pytest
@@ -14,6 +15,7 @@ import torch
 from optuna.storages import InMemoryStorage, JournalStorage
 from optuna.trial import TrialState
 from ray.exceptions import RayActorError
+from sqlalchemy.engine import make_url
 from test_failures import DIED, KILLED
 
 from ldcvae.training.monitor import NonFiniteLossError
@@ -31,7 +33,7 @@ from pipeline.tune.failures import Deaths, reason_of
 from pipeline.tune.plots import search_pictures
 from pipeline.tune.search import StudyScheduler, StudySearch
 from pipeline.tune.space import build_space
-from pipeline.tune.stage import _best_yaml, _template
+from pipeline.tune.stage import _best_yaml, _sweep, _template
 from pipeline.tune.study import (
     FolderJournal,
     best_trial,
@@ -41,6 +43,7 @@ from pipeline.tune.study import (
     open_storage,
     table_bytes,
     trials_table,
+    waiting,
 )
 from pipeline.tune.trial import WORST, Shared, run_trial
 
@@ -243,6 +246,65 @@ def test_a_database_takes_its_password_from_the_environment(tmp_path, monkeypatc
     with pytest.raises(PipelineError) as caught:
         open_storage(folder, "sqlite:////no/such/$SECRET/study.db")
     assert "hunter2" not in str(caught.value)
+    monkeypatch.setenv("SECRET", "p@ss/w$rd")
+    opened = []
+    monkeypatch.setattr("pipeline.tune.study.RDBStorage", lambda url: opened.append(make_url(url)))
+    open_storage(folder, "postgresql://me:$SECRET@host/db")
+    assert (opened[0].password, opened[0].host) == ("p@ss/w$rd", "host")
+
+    def refused(url: str) -> None:
+        raise OSError(f"cannot reach {make_url(url).password} at {url}")
+
+    monkeypatch.setattr("pipeline.tune.study.RDBStorage", refused)
+    with pytest.raises(PipelineError, match=r"cannot reach \$SECRET at postgresql://me:\$SECRET@host/db"):
+        open_storage(folder, "postgresql://me:${SECRET}@host/db".replace("{", "").replace("}", ""))
+
+
+def test_half_a_line_of_a_journal_is_cut_off(tmp_path):
+    folder = Folder(str(tmp_path))
+    study = optuna.create_study(study_name="a", storage=open_storage(folder, None))
+    study.tell(study.ask(), 1.0)
+    path = tmp_path / "tune/study.log"
+    whole = path.read_bytes()
+    path.write_bytes(whole + b'{"op_code": 4, "work')
+    study = optuna.load_study(study_name="a", storage=open_storage(folder, None))
+    study.tell(study.ask(), 2.0)
+    again = optuna.load_study(study_name="a", storage=open_storage(folder, None))
+    assert [trial.value for trial in again.trials] == [1.0, 2.0]
+    assert path.read_bytes().startswith(whole)
+
+
+def test_a_searcher_takes_no_secret_into_tunes_snapshot(tmp_path):
+    search = searched(tmp_path)
+    search._storage.url = "postgresql://me:hunter2@host/db"
+    assert b"hunter2" not in cloudpickle.dumps(search)
+
+
+def test_a_trial_that_storage_stops_goes_on_in_the_next_session(tmp_path, capsys):
+    search = searched(tmp_path)
+    search.suggest("a")
+    trace = "Traceback (most recent call last):\npipeline.config.errors.StorageError: cannot write s3://b/x: no\n"
+    (tmp_path / "error.txt").write_text(f"Failure # 1\n{trace}")
+    search.deaths.on_trial_start(0, [], SimpleNamespace(trial_id="a", error_file=str(tmp_path / "error.txt")))
+    search.on_trial_complete("a", error=True)
+    assert search.study.trials[0].state == TrialState.RUNNING
+    assert search.stuck == "cannot write s3://b/x: no"
+    assert "tune: trial 0 stopped: cannot write s3://b/x: no" in capsys.readouterr().out
+
+
+def test_a_new_point_needs_room(tmp_path):
+    search = searched(tmp_path)
+    assert waiting(search.study) == 1
+    for number in range(8):
+        search.suggest(str(number))
+        search.on_trial_complete(str(number), result(8, 3.0, finished=True))
+    assert waiting(search.study) == 0
+    config = override(search.space.base, {"tune.start_from": [{"sampler.particles": 256}]})
+    enqueue_points(search.study, build_space(config))
+    assert waiting(search.study) == 1
+    run = open_run(override(config, {"storage": str(tmp_path)}))
+    with pytest.raises(ConfigError, match=r"tune.num_samples: 8 leaves no room .* \(1\); must be at least 9"):
+        _sweep(run, build_space(config), search.study, search._storage)
 
 
 def searched(tmp_path, *overrides: str) -> StudySearch:
@@ -276,12 +338,14 @@ def test_every_end_of_a_trial_reaches_the_study(tmp_path, capsys):
     assert first["config"] == search.space.base.model_dump(mode="json")
     search.on_trial_result("b", result(2, 9.0))
     search.on_trial_complete("a", result(8, 3.0, finished=True))
-    search.on_trial_complete("b", result(2, 9.0))
+    search.on_trial_complete("b", result(4, 11.0))
     search.on_trial_complete("c", result(0, WORST, failure="field_rms is not finite at step 7"))
     search.on_trial_complete("d", None, error=True)
     states = [trial.state for trial in search.study.trials]
     assert states == [TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL, TrialState.FAIL]
-    assert search.study.trials[1].value == 9.0
+    assert search.study.trials[1].value == 11.0
+    # Tune does not pass on the report at which a trial is stopped, by which the next session's ASHA judges too.
+    assert search.study.trials[1].intermediate_values == {2: 9.0, 4: 11.0}
     reasons = [trial.user_attrs.get("reason") for trial in search.study.trials]
     assert reasons[2] == "field_rms is not finite at step 7"
     assert reasons[3] == "its process was killed or crashed"

@@ -25,6 +25,7 @@ SWEEP = [
     f"tune.space={json.dumps(SPACE)}",
     "tune.start_from=[{sampler.learning_rate: 1.0e+30}]",
     "tune.scheduler=none",
+    "tune.metrics=[fd,recall]",
     "tune.sampler=random",
     "tune.num_images=200",
     "tune.draws=1",
@@ -85,6 +86,7 @@ def test_a_search_survives_kills_of_a_trial_and_of_the_driver(tmp_path, one_ray)
     assert after[1].state == TrialState.FAIL
     assert "is not finite at step" in after[1].user_attrs["reason"]
     assert not checkpoints.exists()
+    assert not (tmp_path / "tiny/tune/ray").exists()  # what Tune pickles lies where nobody else reads it
 
     rows = table(tmp_path)
     assert [row["number"] for row in rows] == list(range(5))
@@ -92,7 +94,7 @@ def test_a_search_survives_kills_of_a_trial_and_of_the_driver(tmp_path, one_ray)
     config = load_config(tmp_path / "tiny/tune/best.yaml")
     assert config.name == "tiny-best"
     assert config.sampler.learning_rate in (0.001, 0.003)
-    for picture in ("history.png", "parallel.png", "grid-best.png", "grid-default.png"):
+    for picture in ("history.png", "front.png", "parallel.png", "grid-best.png", "grid-default.png"):
         assert (tmp_path / "tiny/tune" / picture).read_bytes()[1:4] == b"PNG"
 
     out, _ = here("tune", tmp_path, *SWEEP, "tune.num_samples=5")
