@@ -1,13 +1,13 @@
 """Directions from two samples, the particles and draws of the target, where the target's score is not known.
 
-Both estimate the field of `ldcvae.directions.stein`, target and particles each with its score from a kernel density
-estimate:
+Neither is the field of `ldcvae.directions.stein`; both vanish in expectation where the two laws agree:
 
 `score_difference`
-    their difference in mean-shift form (the GFSD / Blob members of the SVGD family, Liu et al. 2019, 1807.01750).
+    h² times the difference of both laws' scores, each of a kernel density estimate, in mean-shift form: GFSD, the
+    member of the SVGD family without its last smoothing (Liu et al. 2019, 1807.01750); `smooth` adds that.
 `drift`
-    the same with a Laplace kernel whose weights are normalised over both axes, which keeps it stable in higher
-    dimension (drifting models, 2602.04770).
+    mean shift towards targets minus mean shift towards particles with Laplace weights that are normalised over both
+    sides and both axes (drifting models, 2602.04770): stable in higher dimension, and no difference of two scores.
 
 In matmul form and by blocks of queries, with `rows` as in `ldcvae.directions.stein`.
 """
