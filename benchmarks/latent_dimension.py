@@ -4,7 +4,8 @@ Reads a folder of `autoencoder_search.py`. Every row's latents are decoded by th
 those trained on from it. Flow matching and MeanFlow get as many steps as the sampler net's whole training, its base
 included, has seconds for; from the base, whose fit takes its share, flow matching gets the sampler's number of steps.
 Where the base's components have several centres, a base of one each and the net from it show what those are worth.
-Rows that are done are kept.
+Rows that are done are kept. `base@1.2` and `sampler@1.2` draw at that temperature from the same noise; which one is
+chosen on validation images (`--split validation`, kept in a file of its own).
 
     export OMP_NUM_THREADS=1
     python benchmarks/autoencoder_search.py --config configs/fashion_mnist.yaml --folder runs/curve \\
@@ -48,6 +49,7 @@ ROWS = {
     "encoder": "encoder, the bound",
     "held_out": "encoder, validation images",
 }
+KEPT = {"test": "rivals.json", "validation": "rivals-validation.json"}
 PROBE = 30  # steps by which a learnt rival is timed
 COLUMNS = ("fd", "precision", "recall", "coverage")
 
@@ -63,8 +65,12 @@ def draw_of(
     row: str, model: LDCVAE, splits: dict[str, Encodings], run: Run, seconds: float, rival_steps: int | None
 ) -> tuple[Draw, float]:
     """A row's draw, and what fitting it took; a learnt rival gets so many steps, or as many as the seconds allow."""
+    row, _, degree = row.partition("@")
+    temperature = float(degree or 1)
     if row == "base":
-        return lambda n, noise: model.whitening.unwhiten(model.draw_base(n, noise)), 0.0
+        return lambda n, noise: model.whitening.unwhiten(model.draw_base(n, noise, temperature)), 0.0
+    if degree:
+        return lambda n, noise: model.sample_latents(n, noise, temperature), 0.0
     settings = run.config.sampler
     name = {"gmm_100": "gmm_tuned", "plain_base": "gmm_tuned", "plain_sampler": settings.direction}.get(row, row)
     components = {"gmm_100": 100.0, "plain_base": float(settings.base_components)}
@@ -98,7 +104,7 @@ def judge_row(
     found: dict[str, Any] = {which: {name: {} for name in judges} for which in decoders}
     seconds = 0.0
     for number in range(draws):
-        noise = keyed_generator(WORLD.device, run.config.seed, row, number)
+        noise = keyed_generator(WORLD.device, run.config.seed, row.partition("@")[0], number)
         started = synchronised()
         with torch.no_grad():
             latents = draw(run.config.evaluate.num_images, noise)
@@ -115,7 +121,7 @@ def judge_autoencoder(
     where: Path, run: Run, judges: dict[str, Judge], images: dict[str, Any], arguments: argparse.Namespace
 ) -> None:
     kept = json.loads((where / "record.json").read_text())
-    record = where / "rivals.json"
+    record = where / KEPT[arguments.split]
     done: dict[str, Any] = json.loads(record.read_text()) if record.exists() else {}
     decoders = {"none": loaded(where)}
     decoders |= {one.name: loaded(one) for one in sorted(where.glob("decoder-*")) if (one / "config.json").exists()}
@@ -157,29 +163,55 @@ def autoencoders(folder: Path) -> dict[tuple[int, int], Path]:
     return found
 
 
-def table(folder: Path) -> None:
+def title_of(row: str) -> str:
+    """A row in words.
+
+    Example:
+        >>> title_of("sampler@1.2")
+        'sampler net, one pass, at temperature 1.2'
+    """
+    name, _, degree = row.partition("@")
+    return ROWS[name] + (f", at temperature {degree}" if degree else "")
+
+
+def known(row: str) -> str:
+    """A row's name, as an argument.
+
+    Raises:
+        argparse.ArgumentTypeError: naming those there are.
+    """
+    name, _, degree = row.partition("@")
+    if name not in ROWS or (degree and name not in ("base", "sampler")):
+        raise argparse.ArgumentTypeError(f"{row!r} is none of {', '.join(ROWS)}, base@T, sampler@T")
+    return row
+
+
+def table(folder: Path, split: str) -> None:
     """One table a decoder and extractor: rows against d, with the spread over seeds, of one seed over its draws.
 
     Under each row how far the net is ahead of it by Fréchet distance: mean and standard error of pairs by seed.
     """
     found: dict[int, list[dict[str, Any]]] = {}
     for (dim, _), where in sorted(autoencoders(folder).items()):
-        if (where / "rivals.json").exists():
-            found.setdefault(dim, []).append(json.loads((where / "rivals.json").read_text()))
+        if (where / KEPT[split]).exists():
+            found.setdefault(dim, []).append(json.loads((where / KEPT[split]).read_text()))
+    rows = list(dict.fromkeys(row for records in found.values() for record in records for row in record))
+    order = list(ROWS)
+    rows.sort(key=lambda row: order.index(row.partition("@")[0]))
     judgements = {
         which: list(judged)
         for records in found.values()
-        for rows in records
-        for row in rows.values()
+        for record in records
+        for row in record.values()
         for which, judged in row["figures"].items()
     }
     for which, judged in judgements.items():
         for extractor in judged:
             heads = (f"d = {dim}, {len(records)} seed{'s' * (len(records) > 1)}" for dim, records in found.items())
             print(f"\n{which}, {extractor}\n\n| latents | {' | '.join(heads)} |\n|{'---|' * (1 + len(found))}")
-            for row, title in ROWS.items():
+            for row in rows:
                 cells = [cell(records, row, which, extractor) for records in found.values()]
-                print(f"| {title} | {' | '.join(cells)} |")
+                print(f"| {title_of(row)} | {' | '.join(cells)} |")
 
 
 def as_csv(folder: Path) -> str:
@@ -225,22 +257,23 @@ def main() -> None:
     parser.add_argument("--config")
     parser.add_argument("--dims", type=int, nargs="*", help="those with such d, in this order; all if left out")
     parser.add_argument("--seeds", type=int, nargs="*", help="those; all if left out")
-    parser.add_argument("--rows", nargs="*", default=list(ROWS), choices=ROWS)
+    parser.add_argument("--rows", nargs="*", default=list(ROWS), type=known)
     parser.add_argument("--draws", type=int, default=3)
     parser.add_argument(
         "--rival-steps", type=int, help="of flow matching and MeanFlow, in place of the net's seconds"
     )
+    parser.add_argument("--split", choices=KEPT, default="test", help="whose images are judged by")
     parser.add_argument("--csv", action="store_true", help="print every draw's figures and stop")
     parser.add_argument("--table", action="store_true", help="print what is done and stop")
     arguments = parser.parse_args()
     if arguments.csv:
         return print(as_csv(Path(arguments.folder)), end="")
     if arguments.table:
-        return table(Path(arguments.folder))
+        return table(Path(arguments.folder), arguments.split)
     keep_freed_memory()
     run = opened(arguments, [])
     images = {split: split_images(run, split) for split in ("train", "validation", "test")}  # type: ignore[misc]
-    judges = judges_of(run, images["test"])
+    judges = judges_of(run, images[arguments.split])
     found = autoencoders(Path(arguments.folder))
     dims = arguments.dims or sorted({dim for dim, _ in found})
     seeds = arguments.seeds or sorted({seed for _, seed in found})

@@ -25,6 +25,7 @@ class LDCVAEConfig:
         sampler_width: hidden units of the sampler net.
         sampler_depth: its residual layers.
         base_components: components of the sampler's base mixture; 0 for N(0, I).
+        temperature: of generation: factor of the base's standard deviation about its centres.
         base_centres: centres a component, which share its covariance (`ldcvae.densities.centres`).
         logits: network custom: whether the decoder gives logits; else images in [0, 1].
         base_kind: its covariances: full, low_rank or diagonal (`ldcvae.densities.covariances.base_fields`).
@@ -55,6 +56,7 @@ class LDCVAEConfig:
     adversarial: float = 0.0
     functions: bool = False
     base_centres: int = 1
+    temperature: float = 1.0
 
     @property
     def decoder_note(self) -> str:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from ldcvae.batches import rows_at_a_time
 from ldcvae.config import LDCVAEConfig
 from ldcvae.densities.covariances import base_fields
-from ldcvae.densities.noise import drawn_components, scaled_noise
+from ldcvae.densities.noise import drawn_components, normal, scaled_noise
 from ldcvae.encodings import Encodings, Posterior, Whitening
 from ldcvae.external import CallableDecoder, CallableEncoder, Decode, Encode, ToLogits, beside, check_networks
 from ldcvae.losses import LogDensity, as_float, gaussian_kl, reconstruction_loss, split_posterior
@@ -232,7 +232,7 @@ class LDCVAE(
         posterior = self.encode(images)
         latents = posterior.mean
         if generator is not None:
-            latents = posterior.draw(_normal(latents.shape, generator, latents.device))
+            latents = posterior.draw(normal(latents.shape, generator, latents.device))
         reconstruction = reconstruction_loss(self.decoder(latents).float(), images, self.config.likelihood)
         kl = gaussian_kl(posterior)
         return LogDensity(reconstruction, kl, -self.config.inverse_temperature * reconstruction - kl)
@@ -244,9 +244,9 @@ class LDCVAE(
             parts = [self.encode(as_float(part.to(self.device))) for part in images.split(size)]
         return Encodings(torch.cat([p.mean for p in parts]), torch.cat([p.log_variance for p in parts]))
 
-    def draw_base(self, n: int, generator: torch.Generator | None = None) -> Tensor:
-        """(n, d) draws of the sampler's base in whitened coordinates: N(0, I) or the fitted mixture."""
-        noise = _normal((n, self.config.latent_dim), generator, self.device)
+    def draw_base(self, n: int, generator: torch.Generator | None = None, temperature: float = 1.0) -> Tensor:
+        """(n, d) draws of the sampler's base in whitened coordinates, at a temperature: see `sample`."""
+        noise = temperature * normal((n, self.config.latent_dim), generator, self.device)
         if self.config.base_components == 0:
             return noise
         where = generator.device if generator is not None else self.device
@@ -255,27 +255,32 @@ class LDCVAE(
             own = component // self.config.base_centres
             return self.base_means[component] + scaled_noise(noise, self.base_scales, own)
         draws = self.base_means[component] + self.base_noise[component] * noise
-        common = _normal((n, self.config.base_rank), generator, self.device)
+        common = temperature * normal((n, self.config.base_rank), generator, self.device)
         return draws + scaled_noise(common, self.base_scales, component)
 
     @torch.no_grad()
-    def sample_latents(self, n: int, generator: torch.Generator | None = None) -> Tensor:
-        """(n, d) latents: one forward pass of the sampler net."""
-        return self.whitening.unwhiten(self.sampler(self.draw_base(n, generator)))
+    def sample_latents(
+        self, n: int, generator: torch.Generator | None = None, temperature: float | None = None
+    ) -> Tensor:
+        """(n, d) latents: one forward pass of the sampler net; arguments as of `sample`."""
+        temperature = self.config.temperature if temperature is None else temperature
+        return self.whitening.unwhiten(self.sampler(self.draw_base(n, generator, temperature)))
 
     @torch.no_grad()
-    def sample(self, n: int, generator: torch.Generator | None = None) -> Tensor:
+    def sample(self, n: int, generator: torch.Generator | None = None, temperature: float | None = None) -> Tensor:
         """Generate images.
 
         Args:
             n: how many.
             generator: draws the noise, on its own device: a CPU generator gives the same noise for a model on
                 any device.
+            temperature: factor of the base's standard deviation: above 1 more various images, below 1 more typical
+                ones; None for the configuration's.
 
         Returns:
             (n, C, H, W) in [0, 1].
         """
-        return self.decode(self.sample_latents(n, generator))
+        return self.decode(self.sample_latents(n, generator, temperature))
 
     def save_pretrained(self, save_directory: str | Path, **kwargs: Any) -> str | None:
         """Write config.json, model.safetensors and README.md; a card that somebody wrote there stays."""
@@ -312,8 +317,3 @@ class LDCVAE(
             except RuntimeError as error:
                 raise ValueError(f"the weights of {source} do not fit the networks: {error}") from None
         return beside(model, kwargs.get("encoder"), kwargs.get("decoder")).eval()
-
-
-def _normal(shape: Any, generator: torch.Generator | None, device: torch.device) -> Tensor:
-    where = generator.device if generator is not None else device
-    return torch.randn(shape, generator=generator, device=where).to(device)

@@ -20,7 +20,7 @@ A variational autoencoder whose sampler net draws the latents that its decoder w
 from ldcvae import LDCVAE
 
 model = LDCVAE.from_pretrained("FOLDER")  # the folder of this file, or hub:USER/MODEL
-images = model.sample(16)  # (16, {shape}), in [0, 1]
+images = model.sample(16{drawn})  # (16, {shape}), in [0, 1]
 ```
 
 ## How it was made
@@ -78,6 +78,7 @@ def card_body(
         size=f"{height}x{width} pixels, {channels} channel{'s' * (channels > 1)}",
         shape=", ".join(str(side) for side in config.image_shape),
         data=data or "not recorded",
+        drawn="" if config.temperature == 1 else f", temperature={config.temperature:g}",
         d=config.latent_dim,
         network=config.network,
         width=config.width,

@@ -1,9 +1,11 @@
 """Noise of which draws are made: standard, and given a mixture component's covariance."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
-__all__ = ["drawn_components", "scaled_noise", "standard_noise"]
+__all__ = ["drawn_components", "normal", "scaled_noise", "standard_noise"]
 
 _NOISE_NUMBERS = 2**24  # of what `scaled_noise` gathers or computes in excess
 
@@ -11,6 +13,12 @@ _NOISE_NUMBERS = 2**24  # of what `scaled_noise` gathers or computes in excess
 def standard_noise(n: int, like: Tensor, generator: torch.Generator | None) -> Tensor:
     """`n` rows of N(0, I) in the width, dtype and device of `like`."""
     return torch.randn(n, like.shape[-1], generator=generator, dtype=like.dtype, device=like.device)
+
+
+def normal(shape: Sequence[int], generator: torch.Generator | None, device: torch.device) -> Tensor:
+    """Standard noise on a device, drawn where the generator is: one on the CPU gives the same for every device."""
+    where = generator.device if generator is not None else device
+    return torch.randn(*shape, generator=generator, device=where).to(device)
 
 
 def drawn_components(n: int, weights: Tensor, generator: torch.Generator | None) -> Tensor:

@@ -163,6 +163,13 @@ class SampleConfig(Section):
     num_workers: Count = Field(1, description="parallel processes; any number gives the same images")
     png: bool = Field(False, description="also write each image as samples/png/NNNNNN.png")
     grid: Annotated[int, Field(ge=1, le=32)] = Field(10, description="images per side of grid.png")
+    temperature: Annotated[float, Field(gt=0, le=4)] = Field(
+        1.0,
+        description="standard deviation of the sampler net's base about its centres, as a factor, when images are "
+        "drawn or judged: above 1 more various ones, below 1 more typical ones; training has 1",
+    )
+
+    later = frozenset({"temperature"})
 
 
 class EvaluateConfig(Section):

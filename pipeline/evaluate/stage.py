@@ -26,6 +26,7 @@ def run(run: Run, force: bool = False) -> Manifest:
         "train": trained.digest,
         "seed": run.config.seed,
         "evaluate": run.config.evaluate.kept_under(FILES),
+        "sample": {"temperature": run.config.sample.temperature},
         **judge_parts(run.config),
     }
     # Of other sections only what a learnt generator's fit reads.

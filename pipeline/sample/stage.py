@@ -13,6 +13,6 @@ _work = lazy("pipeline.sample.draw:work")
 
 def run(run: Run, force: bool = False) -> Manifest:
     """See `pipeline.sample.run`."""
-    digest, settings = run.made("train").digest, run.config.sample.model_dump(exclude={"num_workers"})
+    digest, settings = run.made("train").digest, run.config.sample.kept_under({"num_workers"})
     depends_on = {"train": digest, "seed": run.config.seed, "sample": settings}
     return run.stage("samples", depends_on, lambda _: _work(run, digest), force, FORMAT)

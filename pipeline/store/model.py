@@ -177,7 +177,7 @@ def _unreadable(run: Run, name: str, error: Exception) -> PipelineError:
 
 
 def load_model(run: Run) -> LDCVAE:
-    """The run's model on the CPU, in eval mode, its files' hashes checked.
+    """The run's model on the CPU, in eval mode, its files' hashes checked; it draws at `sample.temperature`.
 
     Raises:
         PipelineError: if `pipeline.train` has not finished or a file is damaged.
@@ -187,6 +187,8 @@ def load_model(run: Run) -> LDCVAE:
             content = run.output("train", name)
             (Path(temporary) / Path(name).name).write_bytes(content)
         try:
-            return LDCVAE.from_pretrained(temporary)
+            model = LDCVAE.from_pretrained(temporary)
         except Exception as error:  # whole, but no model of ours: its files may hold anything
             raise _unreadable(run, "model", error) from None
+    model.update_config(temperature=run.config.sample.temperature)
+    return model

@@ -35,8 +35,8 @@ STAGES = {
 # something else than before, its own `FORMAT` is raised.
 _VERSION = "0.1.0"
 
-# What a training was made with that does not say: these keys came later, and are not kept at their defaults.
-_BEFORE = {"decoder.epochs": 0}
+# What a stage was made with that does not say: these keys came later, or are not kept at their defaults.
+_BEFORE: dict[str, dict[str, Any]] = {"train": {"decoder.epochs": 0}, "evaluation": {"sample.temperature": 1.0}}
 
 
 @dataclass(frozen=True)
@@ -112,9 +112,7 @@ class Run:
         manifest = self.manifest(stage)
         here = _flat(self.config.model_dump(mode="json"))
         sections = _mapping(manifest.info, "made_with")
-        there = _later(sections) | _flat(sections)
-        if stage == "train":
-            there = _BEFORE | there
+        there = _BEFORE.get(stage, {}) | _later(sections) | _flat(sections)
         differing = [
             f"{key}: {value!r} there, {here[key]!r} here"
             for key, value in there.items()

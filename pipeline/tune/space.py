@@ -21,6 +21,7 @@ from pipeline.tune.internals import contains
 __all__ = ["SearchSpace", "build_space", "ladder"]
 
 SEARCHED_SECTIONS = ("model", "train", "decoder", "sampler")
+_SEARCHED_KEYS = ("sample.temperature",)  # of other sections
 _BANDWIDTHS = "sampler.bandwidths"
 _LADDER = tuple(f"{_BANDWIDTHS}.{part}" for part in ("smallest", "largest", "count"))
 _LADDER_DEFAULTS: dict[str, Any] = {  # what a ladder key is in a configuration that lists its bandwidths
@@ -58,7 +59,7 @@ class SearchSpace:
     @property
     def only_sampler(self) -> bool:
         """Whether all trials can share one autoencoder."""
-        return all(path.startswith("sampler.") for path in self.distributions)
+        return all(path.startswith("sampler.") or path in _SEARCHED_KEYS for path in self.distributions)
 
     def overrides(self, params: Mapping[str, Any]) -> dict[str, Any]:
         """Optuna's parameters as overrides of configuration keys.
@@ -170,11 +171,13 @@ def _key_mistakes(config: Config, path: str, spec: Distribution) -> list[str]:
             return ["a number of bandwidths has type int" if count else "a bandwidth has type loguniform or uniform"]
         keys = [{_BANDWIDTHS: [1.0] * int(value) if count else [value]} for value in _probes(spec)]
     else:
-        known = [key for key, *_ in describe_keys() if key.split(".")[0] in SEARCHED_SECTIONS]
+        known = [
+            key for key, *_ in describe_keys() if key.split(".")[0] in SEARCHED_SECTIONS or key in _SEARCHED_KEYS
+        ]
         if path not in known:
             every = [key for key, *_ in describe_keys()]
             if path in every:
-                return [f"only keys of {', '.join(SEARCHED_SECTIONS)} can be searched"]
+                return [f"only keys of {', '.join(SEARCHED_SECTIONS)} and {_SEARCHED_KEYS[0]} can be searched"]
             return [f"unknown key; {nearest_key(path, [*known, *_LADDER])}"]
         if path in _OPERATIONAL:
             return ["changes how training is carried out, not its result"]

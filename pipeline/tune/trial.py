@@ -241,7 +241,10 @@ class _Running:
     def _generate(self, phase: SamplerPhase, n: int, generator: torch.Generator) -> Iterator[Tensor]:
         """n images in [0, 1] of the sampler as it is now, a part at a time."""
         model = self.model
-        return decoded(model, model.whitening.unwhiten(phase.averaged(model.draw_base(n, generator))))
+        return decoded(
+            model,
+            model.whitening.unwhiten(phase.averaged(model.draw_base(n, generator, self.config.sample.temperature))),
+        )
 
     @torch.no_grad()
     def _figures(self, generate: Generate, draws: int, reconstruction: float) -> dict[str, float]:
