@@ -85,22 +85,22 @@ def test_the_code_that_a_page_shows_runs(page, tmp_path, monkeypatch):
 
 # What a fresh reader should be able to say after a minute with README's first screen, and what it gives for that.
 ANSWERS = {
-    "what": "a VAE that draws its latents where its decoder was trained, by a net that SVGD teaches, in one pass",
+    "what": "a VAE whose net, taught by SVGD or a relative, draws in one pass what its decoder was trained on",
     "how good": "FD 2.25 on Fashion-MNIST, where N(0, I) has 46, a mixture 4.8 and unseen posteriors 2.03",
     "how fast": "twelve minutes on two cores, 72 seconds of training on an H200, 148,000 latents a second",
     "how": "`fit(images)` in Python, `make demo` or `python -m pipeline.run` on the command line",
 }
 SAYS = {
-    "what": ("draws its latents where its decoder was trained", "Stein variational gradient descent", "in one pass"),
+    "what": ("to draw what the decoder knows", "Stein variational gradient descent", "in one pass"),
     "how good": (
         "Fashion-MNIST",
-        "Fréchet distance, lower is better) of 46",
+        "Fréchet distance in a small classifier's features, not the FID; lower is better) of 46",
         "4.8",
         "**2.25**",
         "2.03",
         "What speaks against it",
     ),
-    "how fast": ("twelve minutes on two CPU cores", "72 seconds of training on an H200", "148,000 latents a second"),
+    "how fast": ("twelve minutes on two CPU cores", "72 seconds on an H200", "148,000 latents a second"),
     "how": ("model = fit(images)", "model.sample(16)", "make demo", "python -m pipeline.run"),
 }
 SCREEN = 40  # lines

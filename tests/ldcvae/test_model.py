@@ -165,10 +165,17 @@ def test_every_kind_of_base_has_its_moments_and_is_kept(tmp_path, kind, componen
     second = (weights[:, None, None] * (covariances + means[:, :, None] * means[:, None])).sum(0)
     torch.testing.assert_close(u.mean(0), mean, atol=0.05, rtol=0)
     torch.testing.assert_close(torch.cov(u.T), second - torch.outer(mean, mean), atol=0.1, rtol=0.03)
+    hot = model.draw_base(100_000, generator(), 2.0)
+    second = (weights[:, None, None] * (4 * covariances + means[:, :, None] * means[:, None])).sum(0)
+    torch.testing.assert_close(hot.mean(0), mean, atol=0.1, rtol=0)
+    torch.testing.assert_close(torch.cov(hot.T), second - torch.outer(mean, mean), atol=0.3, rtol=0.03)
+    model.update_config(temperature=0.5)  # which a model keeps, and a call may change
     model.save_pretrained(tmp_path)
     again = LDCVAE.from_pretrained(tmp_path)
     assert again.config == model.config
     assert torch.equal(again.draw_base(50, generator()), model.draw_base(50, generator()))
+    assert torch.equal(again.sample_latents(50, generator()), model.sample_latents(50, generator(), 0.5))
+    assert not torch.equal(again.sample(50, generator()), model.sample(50, generator(), 1.0))
 
 
 @pytest.mark.parametrize(("components", "d"), [(10, 8), (10, 16), (100, 16)])  # few and many, as published

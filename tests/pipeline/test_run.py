@@ -173,6 +173,11 @@ def test_more_neighbours_than_images_are_refused_before_training(tmp_path):
             "evaluation was made with another configuration:\n  evaluate.draws: 2 there, 7 here",
         ),
         ("evaluate", "sampler.base_centres=3", "sampler.base_centres: 1 there, 3 here"),  # a key that came later
+        (
+            "report",
+            "sample.temperature=1.5",
+            "samples was made with another configuration:\n  sample.temperature: 1.0 there, 1.5 here",
+        ),
         ("report", "evaluate.second_extractor=random", "evaluate.second_extractor: 'none' there, 'random' here"),
         ("report", "sample.num_images=99", "samples was made with another configuration"),
     ],

@@ -76,6 +76,8 @@ def test_the_shipped_space_is_valid_and_begins_with_the_defaults():
     assert space.only_sampler
     assert space.params(Config())["sampler.particles"] == 512
     assert space.overrides(space.params(Config()))["sampler.bandwidths"][0] == 0.13
+    hot = with_space({"sample.temperature": {"type": "uniform", "low": 1.0, "high": 1.4}})
+    assert build_space(hot).only_sampler  # nothing of an autoencoder depends on it
 
 
 def test_all_mistakes_are_told_at_once():
