@@ -69,7 +69,7 @@ def check_names(config: Config, folder: Folder, patterns: Sequence[str]) -> None
     Raises:
         ConfigError: naming what names no cell, and what is called nearly so.
     """
-    cells = list(possible_cells(config))
+    cells = list(possible_cells(config)) if patterns else []  # each reads the files that the configuration names
     for pattern in patterns:
         if any(_matches(pattern, cell) for cell in cells):
             continue
