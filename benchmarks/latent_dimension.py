@@ -280,7 +280,7 @@ def main() -> None:
     for dim, seed in ((dim, seed) for dim in dims for seed in seeds if (dim, seed) in found):
         own = opened(arguments, [f"seed={seed}"])
         judge_autoencoder(found[dim, seed], own, judges, images, arguments)
-    return table(Path(arguments.folder))
+    return table(Path(arguments.folder), arguments.split)
 
 
 if __name__ == "__main__":
