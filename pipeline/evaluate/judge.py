@@ -73,6 +73,7 @@ def _evaluate(run: Run) -> tuple[dict[str, Any], tuple[str, ...]]:
         "num_reference": num_reference,
         "draws": settings.draws,
         "neighbours": settings.neighbours,
+        "temperature": config.sample.temperature,
         "seed": config.seed,
         "device": device_name(device),
         "decoder": _decoder(model.config),
@@ -110,6 +111,8 @@ def _tell(metrics: dict[str, Any]) -> None:
     say(f"{'latents':{width}}" + "".join(f"{name:>{size}}" for name, size in figures.items()))
     if metrics["decoder"] is not None:
         say(f"all of them: {metrics['decoder']['note']}")
+    if metrics["temperature"] != 1:
+        say(f"sampler: drawn at temperature {metrics['temperature']:g}")
     for name, row in metrics["generators"].items():
         cells = [f"{row['fd']:.3f} ± {row['spread']['fd']:.3f}"]
         if second:

@@ -69,6 +69,8 @@ def _names(config: Config, generators: Iterable[str]) -> dict[str, str]:
     budget, given = budget_of(config), list(generators)
     titles = {name: record.title(budget, "N(0, I)") for name, record in GENERATORS.items() if name in given}
     titles |= {name: name for name in given if name not in titles}
+    if (temperature := config.sample.temperature) != 1 and "sampler" in titles:
+        titles["sampler"] += f", temperature {temperature:g}"
     return {name: title[0].upper() + title[1:] for name, title in titles.items()}
 
 
