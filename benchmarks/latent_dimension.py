@@ -214,11 +214,12 @@ def table(folder: Path, split: str) -> None:
                 print(f"| {title_of(row)} | {' | '.join(cells)} |")
 
 
-def as_csv(folder: Path) -> str:
+def as_csv(folder: Path, split: str) -> str:
     """A line for each d, seed, decoder, extractor, row and draw."""
     lines = ["d,seed,decoder,extractor,latents,draw,fd,kid,precision,recall,density,coverage"]
     for (dim, seed), where in sorted(autoencoders(folder).items()):
-        record = json.loads((where / "rivals.json").read_text()) if (where / "rivals.json").exists() else {}
+        kept = where / KEPT[split]
+        record = json.loads(kept.read_text()) if kept.exists() else {}
         for row, found in record.items():
             for which, judged in found["figures"].items():
                 for extractor, figures in judged.items():
@@ -267,7 +268,7 @@ def main() -> None:
     parser.add_argument("--table", action="store_true", help="print what is done and stop")
     arguments = parser.parse_args()
     if arguments.csv:
-        return print(as_csv(Path(arguments.folder)), end="")
+        return print(as_csv(Path(arguments.folder), arguments.split), end="")
     if arguments.table:
         return table(Path(arguments.folder), arguments.split)
     keep_freed_memory()

@@ -234,7 +234,7 @@ def run(run: Run, force: bool = False, cells: Sequence[str] = (), retry_failed: 
 
     again = force or bool(cells) or _may_pass(run, retry_failed)
     inputs = depends_on | {"data": data.digest, "seed": config.seed}
-    return run.stage("compare", inputs, work, again, FORMAT, check)
+    return run.stage("compare", inputs, work, again, FORMAT, check=check)
 
 
 def _write(folder: Folder, results: dict[str, Any]) -> tuple[list[str], dict[str, Any]]:

@@ -288,16 +288,14 @@ def describe_keys(model: type[BaseModel] = Config, prefix: str = "") -> Iterator
             value = list(field.default) if isinstance(field.default, tuple) else field.default  # as YAML writes it
             default = "null" if value is None else str(value)
             # Fields that a section inherits from a dataclass of settings have a Doc, which pydantic does not read.
-            docs = [rule.documentation for rule in field.metadata if isinstance(rule, Doc)]
-            description = field.description or "".join(docs)
-            yield f"{prefix}{name}", _type_name(annotation, field.metadata), default, description
+            documented = "".join(rule.documentation for rule in field.metadata if isinstance(rule, Doc))
+            yield f"{prefix}{name}", _type_name(annotation, field.metadata), default, field.description or documented
 
 
 def _type_name(annotation: Any, rules: Sequence[Any] = ()) -> str:
     origin, arguments = get_origin(annotation), get_args(annotation)
-    for rule in rules:
-        if isinstance(rule, OneOf):
-            return "|".join(rule.names)
+    if names := [rule.names for rule in rules if isinstance(rule, OneOf)]:
+        return "|".join(names[0])
     if origin is Annotated:
         return _type_name(arguments[0], arguments[1:])
     if origin is Literal:

@@ -48,11 +48,10 @@ def url_mistake(url: str) -> str:
         ''
     """
     scheme, separator, rest = url.partition("://")
-    protocol, authority = url.partition(":")[0].rpartition("::")[2].lower(), rest.partition("/")[0].rpartition("@")[0]
-    if not separator:
-        authority = url.partition(":/")[2].partition("/")[0].rpartition("@")[0]
+    before, _, after = (scheme, "", rest) if separator else url.partition(":/")
+    protocol, authority = before.rpartition("::")[2].lower(), after.partition("/")[0].rpartition("@")[0]
     # A container stands there in Azure's URLs: abfs://container@account.dfs.core.windows.net.
-    secret = ":" in authority if protocol in _CONTAINERS else bool(authority)
+    secret = ":" in authority if protocol in _CONTAINERS else bool(authority) and protocol not in ("file", "local")
     if (separator or protocol in available_protocols()) and (secret or re.search(_SECRET, url, re.I)):
         return (
             f"{protocol}://…: credentials in a URL end up in logs; take them from the environment, the instance role "

@@ -168,7 +168,7 @@ def _galleries(
     chosen = as_float(torch.cat([*batches(few, len(few))]))
     rows = [part.unflatten(0, (-1, columns)) for part in (chosen, model.reconstruct(chosen))]
     pairs = torch.stack(rows, 1).flatten(0, 2)
-    start, end = (model.draw_base(6, generator=generator) for _ in range(2))
+    start, end = (model.draw_base(6, generator, model.config.temperature) for _ in range(2))
     path = interpolate(start, end, 9).flatten(0, 1)
     between = model.decode(model.whitening.unwhiten(model.sampler(path)))
     grids = {

@@ -53,13 +53,13 @@ def sample_batch(model: LDCVAE, seed: int, batch: int, size: int) -> Tensor:
         torch.set_num_threads(threads)
 
 
-_newest: tuple[tuple[str, str, torch.device], LDCVAE] | None = None
+_newest: tuple[tuple[str, str, float, torch.device], LDCVAE] | None = None
 
 
 def _model(run: Run, digest: str, device: torch.device) -> LDCVAE:
     """The model on a device, loaded once a process; `digest` makes a new training a new model."""
     global _newest
-    key = run.folder.url, digest, device
+    key = run.folder.url, digest, run.config.sample.temperature, device
     if _newest is None or _newest[0] != key:
         _newest = key, load_model(run).to(device)
     return _newest[1]

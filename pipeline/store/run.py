@@ -36,7 +36,10 @@ STAGES = {
 _VERSION = "0.1.0"
 
 # What a stage was made with that does not say: these keys came later, or are not kept at their defaults.
-_BEFORE: dict[str, dict[str, Any]] = {"train": {"decoder.epochs": 0}, "evaluation": {"sample.temperature": 1.0}}
+_BEFORE: dict[str, dict[str, Any]] = {
+    "train": {"decoder.epochs": 0, "model.upsample": "transposed"},
+    "evaluation": {"sample.temperature": 1.0},
+}
 
 
 @dataclass(frozen=True)

@@ -15,18 +15,19 @@ from pipeline.remote.memory import in_gib, what_to_lower
 __all__ = ["Deaths", "reason_of", "storage_error"]
 
 _MARK = "Failure # "  # before each failure in Tune's error file
-_STORAGE = re.compile(rf"\b{StorageError.__name__}: (.*)")  # at the end of a traceback
+_STORAGE = re.compile(rf"(?:[\w.]+\.)?{StorageError.__name__}: (.*)")
 
 
 def storage_error(trace: str) -> StorageError | None:
-    """The storage's error that a traceback ends with, where it ends with one.
+    """The storage's error that a traceback ends with, where its last line is one.
 
     Example:
         >>> storage_error("Traceback ...\\npipeline.config.errors.StorageError: cannot write s3://b/x: timed out")
         StorageError('cannot write s3://b/x: timed out')
     """
-    found = _STORAGE.findall(trace)
-    return StorageError(found[-1]) if found else None
+    lines = trace.strip().splitlines()
+    found = _STORAGE.match(lines[-1].strip()) if lines else None
+    return StorageError(found[1]) if found else None
 
 
 class Deaths(Callback):

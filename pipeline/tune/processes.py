@@ -5,6 +5,7 @@ from dataclasses import replace
 from typing import Any
 
 from ldcvae.training.world import World
+from pipeline.config.errors import StorageError
 from pipeline.config.load import parse_config
 from pipeline.remote.device import process_device
 from pipeline.remote.hardware import on_shares, use_cuda
@@ -88,4 +89,6 @@ def nested_trial(params: dict[str, Any], template: Trial) -> None:
     try:
         trainer.fit()
     except ray.train.TrainingFailedError as error:  # after all its tries; raised, Tune would grant as many again
-        tune.report(_failed(reason_of(cause_of(error), config, trial.shared is not None)))
+        if isinstance(cause := cause_of(error), StorageError):
+            raise cause from None
+        tune.report(_failed(reason_of(cause, config, trial.shared is not None)))

@@ -12,7 +12,7 @@ import yaml
 from ldcvae.metrics.reconstruction import reconstruction_error
 from ldcvae.training.encode import encode_split
 from pipeline import prepare, train
-from pipeline.config.errors import ConfigError, StorageError
+from pipeline.config.errors import StorageError
 from pipeline.config.load import override
 from pipeline.config.sections import Config
 from pipeline.judge.doubts import require_neighbours
@@ -91,7 +91,7 @@ def _sweep(run: Run, space: SearchSpace, study: Any, storage: Any) -> None:
     from pipeline.tune.failures import Deaths, storage_error
     from pipeline.tune.processes import nested_trial, single_trial
     from pipeline.tune.search import StudyScheduler, StudySearch
-    from pipeline.tune.study import build_sampler, directions, finished, waiting
+    from pipeline.tune.study import build_sampler, directions, finished
 
     keep_keys_out_of_runtime_environments()
     count_killed_trials_as_lost()
@@ -102,12 +102,6 @@ def _sweep(run: Run, space: SearchSpace, study: Any, storage: Any) -> None:
     deaths = Deaths()
     search = StudySearch(space, sampler, study, storage, run.folder, directions(settings), deaths)
     left = max(settings.num_samples - len(finished(study)), len(search.interrupted))
-    if (queued := waiting(study)) > left - len(search.interrupted):
-        least = len(finished(study)) + len(search.interrupted) + queued
-        raise ConfigError(
-            f"tune.num_samples: {settings.num_samples} leaves no room for the points of tune.start_from that are not "
-            f"evaluated yet ({queued}); must be at least {least}"
-        )
     if left <= 0:
         return
     own, concurrent = _resources(config)
@@ -237,7 +231,9 @@ def run(run: Run, force: bool = False) -> Manifest:
     warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     logging.getLogger("ray.tune").setLevel(logging.ERROR)
-    parts: dict[str, Any] = {"data": prepare.run(run).digest, "seed": config.seed}
+    data, judged = prepare.run(run), {"validation": ("tune.num_images", config.tune.num_images)}
+    require_neighbours(config.evaluate.neighbours, data.info["counts"], judged)  # before an autoencoder is trained
+    parts: dict[str, Any] = {"data": data.digest, "seed": config.seed}
     if space.only_sampler:
         parts["train"] = train.run(run).digest
     else:
@@ -271,9 +267,5 @@ def run(run: Run, force: bool = False) -> Manifest:
             _sweep(run, space, study, storage)
         return _results(run, study, name)
 
-    def check() -> None:
-        judged = {"validation": ("tune.num_images", config.tune.num_images)}
-        require_neighbours(config.evaluate.neighbours, run.data.info["counts"], judged)
-
     parts |= {"num_samples": config.tune.num_samples, "start_from": json.dumps(config.tune.start_from)}
-    return run.stage("tune", parts, work, force, FORMAT, check)
+    return run.stage("tune", parts, work, force, FORMAT)

@@ -31,7 +31,6 @@ __all__ = [
     "finished",
     "open_storage",
     "trials_table",
-    "waiting",
 ]
 
 JOURNAL = "tune/study.log"
@@ -64,20 +63,26 @@ class FolderJournal(BaseJournalBackend):
 
 
 def _open_database(url: str) -> BaseStorage:
-    """The database of a URL, its variables replaced by their values; user and password as a URL writes them."""
+    """The database of a URL whose variables are replaced by their values; user and query as a URL writes them."""
     names = _VARIABLE.findall(url)
     if missing := [name for name in names if name not in os.environ]:
         raise ConfigError(f"tune.study_url: {url!r} names {missing[0]}, an environment variable that is not set")
-    user, at, rest = url.rpartition("@")
-    user = _VARIABLE.sub(lambda name: quote(os.environ[name[1]], safe=""), user)
-    expanded = user + at + _VARIABLE.sub(lambda name: os.environ[name[1]], rest)
+    scheme, separator, rest = url.partition("://")
+    authority = re.match(r"[^/?]*", rest)[0]  # type: ignore[index]  # matches always
+    user, at, host = authority.rpartition("@")
+    path, mark, query = rest[len(authority) :].partition("?")
+    user, query = (_VARIABLE.sub(lambda name: quote(os.environ[name[1]], safe=""), part) for part in (user, query))
+    host, path = (_VARIABLE.sub(lambda name: os.environ[name[1]], part) for part in (host, path))
+    expanded = "".join([scheme, separator, user, at, host, path, mark, query])
     try:
         return RDBStorage(expanded)
     except Exception as error:
         text = str(error).replace(expanded, url)
-        for name in names:
-            for value in filter(None, (os.environ[name], quote(os.environ[name], safe=""))):
-                text = text.replace(value, f"${name}")
+        secrets = {os.environ[name]: name for name in names} | {
+            quote(os.environ[name], safe=""): name for name in names
+        }
+        for value in sorted(filter(None, secrets), key=len, reverse=True):  # one may hold another
+            text = text.replace(value, f"${secrets[value]}")
         reason = text.splitlines()
         raise PipelineError(f"tune.study_url: cannot open {url!r}: {reason[0] if reason else error!r}") from None
 
@@ -143,14 +148,23 @@ def build_sampler(settings: TuneConfig, seed: int, trials: int) -> optuna.sample
 
 
 def enqueue_points(study: optuna.Study, space: SearchSpace) -> None:
-    """Queue the config's own values and `tune.start_from`, each once, before anything is sampled."""
-    known = {trial.user_attrs.get("origin_key") for trial in study.get_trials(deepcopy=False)}
+    """Queue the config's own values and `tune.start_from`, each once, before anything is sampled.
+
+    Raises:
+        ConfigError: if `tune.num_samples` leaves no room for them; none is queued then.
+    """
+    trials = study.get_trials(deepcopy=False)
+    known = {trial.user_attrs.get("origin_key") for trial in trials}
     points: list[tuple[str, dict[str, Any]]] = [("defaults", {})]
     points += [("start_from", values) for values in space.base.tune.start_from]
-    for origin, values in points:
-        key = json.dumps([origin, values], sort_keys=True)
-        if key in known:
-            continue
+    keyed = {json.dumps(point, sort_keys=True): point for point in points}
+    new = {key: point for key, point in keyed.items() if key not in known}
+    if new and (least := len(trials) + len(new)) > (most := space.base.tune.num_samples):
+        raise ConfigError(
+            f"tune.num_samples: {most} leaves no room for the points of tune.start_from that are not evaluated yet "
+            f"({len(new)}); must be at least {least}"
+        )
+    for key, (origin, values) in new.items():
         config = space.point(values)
         # The point is evaluated exactly as written; its parameters say where it is in the space.
         overrides = {} if origin == "defaults" else _flat(space, config, values)
@@ -167,11 +181,6 @@ def _flat(space: SearchSpace, config: Any, values: dict[str, Any]) -> dict[str, 
 def finished(study: optuna.Study) -> list[FrozenTrial]:
     """The trials that came to an end, in order."""
     return study.get_trials(deepcopy=False, states=_FINISHED)
-
-
-def waiting(study: optuna.Study) -> int:
-    """How many points are queued."""
-    return len(study.get_trials(deepcopy=False, states=(TrialState.WAITING,)))
 
 
 def best_trial(study: optuna.Study) -> FrozenTrial:

@@ -47,8 +47,7 @@ _GRID = 8  # images per side of a trial's sample grid
 _MOST = 1000  # images per pass of encoder and decoder
 
 Generate = Callable[[int, torch.Generator], Iterator[Tensor]]  # n -> images in [0, 1], n in all, a part at a time
-# Takes `progress`, `objective`, `figures`, `finished`, `failure` and `peak_mb`; called on every rank.
-Report = Callable[[dict[str, Any]], None]
+Report = Callable[[dict[str, Any]], None]  # see `run_trial`; called on every rank
 
 
 @dataclass(frozen=True)
@@ -241,7 +240,7 @@ class _Running:
     def _generate(self, phase: SamplerPhase, n: int, generator: torch.Generator) -> Iterator[Tensor]:
         """n images in [0, 1] of the sampler as it is now, a part at a time."""
         model = self.model
-        return decoded(
+        yield from decoded(
             model,
             model.whitening.unwhiten(phase.averaged(model.draw_base(n, generator, self.config.sample.temperature))),
         )

@@ -151,7 +151,7 @@ def whole(finished, one_ray):
 
 def test_more_neighbours_than_images_are_refused_before_training(tmp_path):
     _, err = here("run", tmp_path, "evaluate.neighbours=400", expect=2)
-    assert err.startswith("error: evaluate.neighbours: 400 must be below 50, evaluate.num_images")
+    assert err.startswith("error: evaluate.neighbours: 400 must be below 200, evaluate.num_images")
     assert not (tmp_path / "tiny/train").exists()
     here("evaluate", tmp_path, "evaluate.neighbours=400", expect=1)  # there is no model yet
 

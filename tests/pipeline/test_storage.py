@@ -146,7 +146,9 @@ def test_credentials_in_a_url_are_refused_and_not_repeated(url):
 def test_at_signs_and_words_in_paths_are_no_credentials():
     assert Folder("s3://bucket/me@home/token").url == "s3://bucket/me@home/token"
     assert Folder("https://host/x?design=1").url.endswith("design=1")
-    assert url_mistake("abfs://container@account.dfs.core.windows.net/runs") == ""
+    for chain in ("", "simplecache::"):
+        assert url_mistake(f"{chain}abfs://container@account.dfs.core.windows.net/runs") == ""
+    assert "did you mean file:///me@work/x?" in url_mistake("file:/me@work/x")
 
 
 def test_unknown_protocol_is_a_config_error():

@@ -33,7 +33,7 @@ from pipeline.tune.failures import Deaths, reason_of
 from pipeline.tune.plots import search_pictures
 from pipeline.tune.search import StudyScheduler, StudySearch
 from pipeline.tune.space import build_space
-from pipeline.tune.stage import _best_yaml, _sweep, _template
+from pipeline.tune.stage import _best_yaml, _template
 from pipeline.tune.study import (
     FolderJournal,
     best_trial,
@@ -43,7 +43,6 @@ from pipeline.tune.study import (
     open_storage,
     table_bytes,
     trials_table,
-    waiting,
 )
 from pipeline.tune.trial import WORST, Shared, run_trial
 
@@ -107,7 +106,8 @@ def test_all_mistakes_are_told_at_once():
     assert "tune.space.train.epochs: Input should be a valid integer" in text
     assert "tune.space.train.particles: low must be below high, got 4 and 4" in text
     assert "tune.space.train.num_workers: changes how training is carried out" in text
-    assert "tune.space.evaluate.draws: only keys of model, train, decoder, sampler can be searched" in text
+    allowed = "model, train, decoder, sampler and sample.temperature"
+    assert f"tune.space.evaluate.draws: only keys of {allowed} can be searched" in text
     assert "reaches 0.5, not below the least sampler.bandwidths.largest, 0.42" in text
     assert "tune.space.sampler.steps: type int needs whole numbers" in text
     assert "tune.space.sampler.depth: type choice takes values, not low" in text
@@ -258,8 +258,14 @@ def test_a_database_takes_its_password_from_the_environment(tmp_path, monkeypatc
         raise OSError(f"cannot reach {make_url(url).password} at {url}")
 
     monkeypatch.setattr("pipeline.tune.study.RDBStorage", refused)
-    with pytest.raises(PipelineError, match=r"cannot reach \$SECRET at postgresql://me:\$SECRET@host/db"):
-        open_storage(folder, "postgresql://me:${SECRET}@host/db".replace("{", "").replace("}", ""))
+    monkeypatch.setenv("ME", "p@ss")  # a part of the password
+    with pytest.raises(PipelineError, match=r"cannot reach \$SECRET at postgresql://\$ME:\$SECRET@host/db"):
+        open_storage(folder, "postgresql://$ME:$SECRET@host/db")
+    monkeypatch.setattr("pipeline.tune.study.RDBStorage", lambda url: opened.append(make_url(url)))
+    open_storage(folder, "postgresql://host/db?password=${SECRET}")
+    assert opened[-1].query["password"] == "p@ss/w$rd"
+    open_storage(folder, "sqlite:///$STUDY_FILE@work/s.db")
+    assert opened[-1].database == f"{tmp_path}/study.db@work/s.db"
 
 
 def test_half_a_line_of_a_journal_is_cut_off(tmp_path):
@@ -294,19 +300,19 @@ def test_a_trial_that_storage_stops_goes_on_in_the_next_session(tmp_path, capsys
     assert "tune: trial 0 stopped: cannot write s3://b/x: no" in capsys.readouterr().out
 
 
-def test_a_new_point_needs_room(tmp_path):
+def test_a_new_point_needs_room_and_is_refused_before_it_is_queued(tmp_path):
     search = searched(tmp_path)
-    assert waiting(search.study) == 1
     for number in range(8):
         search.suggest(str(number))
         search.on_trial_complete(str(number), result(8, 3.0, finished=True))
-    assert waiting(search.study) == 0
-    config = override(search.space.base, {"tune.start_from": [{"sampler.particles": 256}]})
-    enqueue_points(search.study, build_space(config))
-    assert waiting(search.study) == 1
-    run = open_run(override(config, {"storage": str(tmp_path)}))
+    more = {"tune.start_from": [{"sampler.particles": 256}]}
+    config = override(search.space.base, more)
     with pytest.raises(ConfigError, match=r"tune.num_samples: 8 leaves no room .* \(1\); must be at least 9"):
-        _sweep(run, build_space(config), search.study, search._storage)
+        enqueue_points(search.study, build_space(config))
+    enqueue_points(search.study, search.space)
+    assert len(search.study.trials) == 8
+    enqueue_points(search.study, build_space(override(config, {"tune.num_samples": 9})))
+    assert [trial.state for trial in search.study.trials[8:]] == [TrialState.WAITING]
 
 
 def searched(tmp_path, *overrides: str) -> StudySearch:
