@@ -162,7 +162,7 @@ def keys():
 )
 def test_a_raised_number_gives_cells_another_key_and_makes_the_comparison_stale(number, changed, monkeypatch):
     depends_on = []
-    monkeypatch.setattr(Run, "stage", lambda self, stage, inputs, *more: depends_on.append(inputs))
+    monkeypatch.setattr(Run, "stage", lambda self, stage, inputs, *more, **options: depends_on.append(inputs))
     monkeypatch.setattr(compare_stage.prepare, "run", lambda run: SimpleNamespace(digest="data"))
     run = open_run(load_config())
     before = keys()

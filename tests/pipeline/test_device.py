@@ -5,6 +5,7 @@ No GPU is needed: `cuda` is what the code under test is told, and the CPU does t
 
 import contextlib
 import shutil
+from types import SimpleNamespace
 
 import pytest
 import ray
@@ -14,13 +15,14 @@ from test_old_run import OLD
 from ldcvae import LDCVAE
 from pipeline import sample
 from pipeline.config.errors import ConfigError, PipelineError
-from pipeline.config.load import load_config
+from pipeline.config.load import load_config, override
 from pipeline.judge import figures
 from pipeline.judge.extractors import Extractor
 from pipeline.judge.figures import make_reference
 from pipeline.remote import connect, device
 from pipeline.sample import draw
 from pipeline.store.data.shards import decode_shard
+from pipeline.store.folder import Folder
 from pipeline.store.run import open_run
 
 
@@ -190,3 +192,14 @@ def test_large_images_are_decoded_in_parts(monkeypatch):
     assert sizes == [7] * 8 + [4]
     assert (parts.int() - whole.int()).abs().max() <= 1
     assert (parts != whole).float().mean() < 0.01
+
+
+def test_a_model_is_kept_at_one_temperature(monkeypatch):
+    monkeypatch.setattr(draw, "load_model", lambda run: torch.nn.Linear(1, 1))
+    config = load_config(None, [])
+    first, again, hot = (
+        draw._model(SimpleNamespace(folder=Folder("/tmp"), config=one), "digest", torch.device("cpu"))
+        for one in (config, config, override(config, {"sample.temperature": 1.5}))
+    )
+    assert first is again
+    assert hot is not first

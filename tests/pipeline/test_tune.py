@@ -5,12 +5,14 @@ import io
 import json
 import math
 import re
+import time
 from types import SimpleNamespace
 
 import cloudpickle
 import optuna
 import pyarrow.parquet as pq
 import pytest
+import ray.train
 import torch
 from optuna.storages import InMemoryStorage, JournalStorage
 from optuna.trial import TrialState
@@ -18,17 +20,20 @@ from ray.exceptions import RayActorError
 from sqlalchemy.engine import make_url
 from test_failures import DIED, KILLED
 
+from ldcvae import LDCVAE, LDCVAEConfig
 from ldcvae.training.monitor import NonFiniteLossError
 from ldcvae.training.world import World
 from pipeline import prepare
-from pipeline.config.errors import ConfigError, PipelineError
+from pipeline.config.errors import ConfigError, PipelineError, StorageError
 from pipeline.config.load import load_config, override
 from pipeline.config.sections import Config
+from pipeline.judge.generators import TimedParts
 from pipeline.remote.failures import failure_reason
 from pipeline.store.data.shards import load_split
 from pipeline.store.folder import Folder
 from pipeline.store.model import build_model
 from pipeline.store.run import open_run
+from pipeline.tune import processes
 from pipeline.tune.failures import Deaths, reason_of
 from pipeline.tune.plots import search_pictures
 from pipeline.tune.search import StudyScheduler, StudySearch
@@ -44,7 +49,7 @@ from pipeline.tune.study import (
     table_bytes,
     trials_table,
 )
-from pipeline.tune.trial import WORST, Shared, run_trial
+from pipeline.tune.trial import WORST, Shared, _Running, run_trial
 
 SMALL = [
     "model.width=16",
@@ -585,3 +590,51 @@ def test_pictures_of_a_search(tmp_path):
     for picture in pictures.values():
         assert picture.light != picture.dark
         assert picture.size[0] > 300
+
+
+def test_images_per_s_times_drawing_and_decoding_and_nothing_else():
+    class Slow:
+        config = load_config(None, ["model.latent_dim=2"])
+        model = LDCVAE(LDCVAEConfig((1, 8, 8), latent_dim=2))
+
+    def draw_base(n: int, generator: torch.Generator, temperature: float) -> torch.Tensor:
+        time.sleep(0.05)
+        return torch.zeros(n, 2)
+
+    Slow.model.draw_base = draw_base
+    phase = SimpleNamespace(averaged=lambda base: base)
+    timed = TimedParts(_Running._generate(Slow(), phase, 4, torch.Generator()), torch.device("cpu"))
+    for part in timed:
+        assert part.shape == (4, 1, 8, 8)
+        time.sleep(0.5)  # a judge
+    assert 0.05 <= timed.seconds < 0.5
+
+
+@pytest.mark.parametrize("storage", [True, False])
+def test_a_group_of_workers_that_storage_stops_is_no_final_failure(monkeypatch, storage):
+    cause = StorageError("cannot write s3://b/x: no") if storage else ValueError("got 3")
+    told: list[dict] = []
+
+    class Trainer:
+        def __init__(self, *arguments, **options): ...
+
+        def fit(self):
+            raise ray.train.TrainingFailedError("worker failed")
+
+    run = SimpleNamespace(folder=Folder("/tmp"), config=load_config(None, []))
+    trial = SimpleNamespace(run=run, study="s", number=0, shared=None, threads=1)
+    monkeypatch.setattr(processes, "_own", lambda params, template: trial)
+    monkeypatch.setattr(processes, "replace", lambda one, **changes: one)
+    monkeypatch.setattr(processes, "use_cuda", lambda device: False)
+    monkeypatch.setattr("ray.train.torch.TorchTrainer", Trainer)
+    monkeypatch.setattr("ray.put", lambda value: value)
+    monkeypatch.setattr("ray.tune.integration.ray_train.TuneReportCallback", ray.train.UserCallback)
+    monkeypatch.setattr("ray.tune.report", told.append)
+    monkeypatch.setattr("pipeline.train.failures.cause_of", lambda error: cause)
+    if storage:
+        with pytest.raises(StorageError, match="cannot write"):
+            processes.nested_trial({"invalid": ""}, trial)
+        assert told == []
+    else:
+        processes.nested_trial({"invalid": ""}, trial)
+        assert told[0]["failure"] == "ValueError: got 3"
