@@ -47,12 +47,17 @@ def posteriors(n: int, generator: torch.Generator, dim: int = 64) -> Encodings:
     return Encodings(known * sheet / sheet.std(0), 2.0 * spread.log())
 
 
-def on_posteriors(components: int) -> None:
-    """By plain EM and by truncated steps, from k-means each."""
+def encoded() -> tuple[Encodings, torch.Tensor, torch.Generator]:
+    """Posteriors to fit to, whitened draws of others to judge by, and the generator that goes on from there."""
     generator = torch.Generator().manual_seed(1)
     train, held_out = posteriors(54_000, generator), posteriors(6_000, generator)
+    return train, train.whitening().whiten(held_out.draw(20_000, generator)), generator
+
+
+def on_posteriors(components: int) -> None:
+    """By plain EM and by truncated steps, from k-means each."""
+    train, fresh, generator = encoded()
     whitening = train.whitening()
-    fresh = whitening.whiten(held_out.draw(20_000, generator))
     seconds, likelihoods, pays = {}, {}, truncated_em.pays
     for name, chosen in {"plain": lambda dim, components: False, "truncated": pays}.items():
         truncated_em.pays = chosen
@@ -84,10 +89,8 @@ print(time.perf_counter() - started, -float(mixture.energy(fresh).mean()))
 
 def against_before(checkout: str, components: int) -> None:
     """Today's fit to posteriors, and what a checkout makes of 500 draws a component, in a process of its own."""
-    generator = torch.Generator().manual_seed(1)
-    train, held_out = posteriors(54_000, generator), posteriors(6_000, generator)
+    train, fresh, generator = encoded()
     whitening = train.whitening()
-    fresh = whitening.whiten(held_out.draw(20_000, generator))
     started = time.perf_counter()
     mixture = fit_aggregate(train, whitening, components, generator, kind="full")
     seconds, likelihood = time.perf_counter() - started, -float(mixture.energy(fresh).mean())

@@ -47,22 +47,23 @@ def url_mistake(url: str) -> str:
         >>> url_mistake("runs/s3:/bucket")
         ''
     """
-    scheme, separator, rest = url.partition("://")
-    before, _, after = (scheme, "", rest) if separator else url.partition(":/")
-    protocol, authority = before.rpartition("::")[2].lower(), after.partition("/")[0].rpartition("@")[0]
+    scheme, slashes, rest = url.partition("://")
+    if not slashes:
+        scheme, slash, rest = url.partition(":/")
+    protocol = scheme.rpartition("::")[2].lower()
+    if not slashes and not (slash and protocol in available_protocols()):
+        return ""  # a path
+    user = rest.partition("/")[0].rpartition("@")[0]
     # A container stands there in Azure's URLs: abfs://container@account.dfs.core.windows.net.
-    secret = ":" in authority if protocol in _CONTAINERS else bool(authority) and protocol not in ("file", "local")
-    if (separator or protocol in available_protocols()) and (secret or re.search(_SECRET, url, re.I)):
+    secret = ":" in user if protocol in _CONTAINERS else bool(user) and protocol not in ("file", "local")
+    if secret or re.search(_SECRET, rest, re.I):
         return (
             f"{protocol}://…: credentials in a URL end up in logs; take them from the environment, the instance role "
             "or the usual config files"
         )
-    if not separator:
-        scheme, separator, rest = url.partition(":/")
-        if separator and scheme.rpartition("::")[2].lower() in available_protocols():
-            return f"{url!r} would be a local folder; did you mean {scheme.lower()}://{_absolute(scheme, rest)}?"
-        return ""
-    if scheme.rpartition("::")[2] == "memory":
+    if not slashes:
+        return f"{url!r} would be a local folder; did you mean {scheme.lower()}://{_absolute(scheme, rest)}?"
+    if protocol == "memory":
         return f"{url!r}: memory:// lives in one process, but workers run in others; use a folder or an object store"
     return ""
 

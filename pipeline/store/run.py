@@ -238,7 +238,8 @@ def _mapping(info: Mapping[str, Any], name: str) -> dict[str, Any]:
 
 def _later(sections: Iterable[str]) -> dict[str, Any]:
     """The keys that a manifest's sections leave out at their defaults."""
-    known = {name: getattr(Config(), name) for name in sections if name in Config.model_fields}
+    defaults = Config()
+    known = {name: getattr(defaults, name) for name in sections if name in Config.model_fields}
     return {
         f"{name}.{key}": type(section).model_fields[key].default
         for name, section in known.items()

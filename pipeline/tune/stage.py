@@ -231,8 +231,9 @@ def run(run: Run, force: bool = False) -> Manifest:
     warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     logging.getLogger("ray.tune").setLevel(logging.ERROR)
-    data, judged = prepare.run(run), {"validation": ("tune.num_images", config.tune.num_images)}
-    require_neighbours(config.evaluate.neighbours, data.info["counts"], judged)  # before an autoencoder is trained
+    data = prepare.run(run)
+    generated = {"validation": ("tune.num_images", config.tune.num_images)}
+    require_neighbours(config.evaluate.neighbours, data.info["counts"], generated)  # before an autoencoder is trained
     parts: dict[str, Any] = {"data": data.digest, "seed": config.seed}
     if space.only_sampler:
         parts["train"] = train.run(run).digest
