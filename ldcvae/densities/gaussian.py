@@ -19,6 +19,7 @@ from torch import Tensor
 
 from ldcvae.densities.em import fit_mixture
 from ldcvae.densities.noise import drawn_components, scaled_noise, standard_noise
+from ldcvae.exponentials import softmax_or_zero
 
 __all__ = ["Gaussian", "GaussianMixture", "LatentDensity", "StandardNormal"]
 
@@ -62,8 +63,14 @@ class LatentDensity(ABC):
         """Score `∇ log p(z) = -∇E(z)`: (n, d) -> (n, d)."""
 
     @abstractmethod
-    def sample(self, n: int, generator: torch.Generator | None = None) -> Tensor:
-        """`n` independent exact draws (n, d); a generator must live on the density's device."""
+    def sample(self, n: int, generator: torch.Generator | None = None, temperature: float = 1.0) -> Tensor:
+        """`n` independent draws (n, d), exact at temperature 1; a generator must live on the density's device.
+
+        Args:
+            n: how many.
+            generator: draws the noise.
+            temperature: factor of each component's standard deviation about its mean.
+        """
 
     @abstractmethod
     def smoothed(self, sigma: float) -> "LatentDensity":
@@ -145,9 +152,9 @@ class Gaussian(LatentDensity):
         self._check(z)
         return -torch.cholesky_solve((z - self.mean).T, self._factor).T
 
-    def sample(self, n: int, generator: torch.Generator | None = None) -> Tensor:
+    def sample(self, n: int, generator: torch.Generator | None = None, temperature: float = 1.0) -> Tensor:
         """`n` independent draws (n, d)."""
-        return self.mean + standard_noise(n, self.mean, generator) @ self._factor.T
+        return self.mean + temperature * standard_noise(n, self.mean, generator) @ self._factor.T
 
     def smoothed(self, sigma: float) -> "Gaussian":
         """`N(m, C + sigma² I)`."""
@@ -261,13 +268,14 @@ class GaussianMixture(LatentDensity):
 
     def score(self, z: Tensor) -> Tensor:
         """Score `Σₖ p(k | z) Cₖ⁻¹ (mₖ - z)` (n, d) at latents (n, d)."""
-        weighted = (log_joint.softmax(1).unsqueeze(2) * white for white, log_joint in self._chunks(z))
+        weighted = (softmax_or_zero(log_joint).unsqueeze(2) * white for white, log_joint in self._chunks(z))
         return torch.cat([-torch.einsum("nki,kij->nj", part, self._inverse_factors) for part in weighted])
 
-    def sample(self, n: int, generator: torch.Generator | None = None) -> Tensor:
+    def sample(self, n: int, generator: torch.Generator | None = None, temperature: float = 1.0) -> Tensor:
         """`n` independent draws (n, d)."""
         labels = drawn_components(n, self.weights, generator)
-        return self.means[labels] + scaled_noise(standard_noise(n, self.means, generator), self._factors, labels)
+        noise = temperature * standard_noise(n, self.means, generator)
+        return self.means[labels] + scaled_noise(noise, self._factors, labels)
 
     def smoothed(self, sigma: float) -> "GaussianMixture":
         """The mixture with every covariance widened by `sigma² I`."""

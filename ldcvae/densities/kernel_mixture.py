@@ -8,6 +8,7 @@ from torch import Tensor
 
 from ldcvae.densities.gaussian import LOG_2PI, LatentDensity, checked_sigma
 from ldcvae.densities.noise import standard_noise
+from ldcvae.exponentials import softmax_or_zero
 
 __all__ = ["KernelMixture"]
 
@@ -118,14 +119,15 @@ class KernelMixture(LatentDensity):
         """Score `Σᵢ p(i | z) (μᵢ - z) / vᵢ` (n, d) at latents (n, d); `exclude` and errors as in `energy`."""
         scores = []
         for centred, logits in self._log_joint(z, exclude):
-            slope, intercept = (logits.softmax(1) @ self._natural).chunk(2, dim=1)
+            slope, intercept = (softmax_or_zero(logits) @ self._natural).chunk(2, dim=1)
             scores.append(2.0 * slope * centred + intercept)
         return torch.cat(scores)
 
-    def sample(self, n: int, generator: torch.Generator | None = None) -> Tensor:
+    def sample(self, n: int, generator: torch.Generator | None = None, temperature: float = 1.0) -> Tensor:
         """`n` independent draws (n, d): an encoding at random, then its posterior noise."""
         rows = torch.randint(len(self.means), (n,), generator=generator, device=self.means.device)
-        return self.means[rows] + self.variances[rows].sqrt() * standard_noise(n, self.means, generator)
+        noise = temperature * standard_noise(n, self.means, generator)
+        return self.means[rows] + self.variances[rows].sqrt() * noise
 
     def smoothed(self, sigma: float) -> "KernelMixture":
         """The mixture with every variance widened by `sigma²`."""

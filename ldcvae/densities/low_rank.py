@@ -115,12 +115,12 @@ class LowRankMixture(LatentDensity):
             [-torch.einsum("kn,knd->nd", log_joint.softmax(0), inverse) for log_joint, inverse in self._parts(z)]
         )
 
-    def sample(self, n: int, generator: torch.Generator | None = None) -> Tensor:
+    def sample(self, n: int, generator: torch.Generator | None = None, temperature: float = 1.0) -> Tensor:
         """`n` independent draws (n, d)."""
         labels = drawn_components(n, self.weights, generator)
         own = self.variances.sqrt()[labels] * standard_noise(n, self.means, generator)
         common = standard_noise(n, self.factors, generator)
-        return self.means[labels] + own + scaled_noise(common, self.factors, labels)
+        return self.means[labels] + temperature * (own + scaled_noise(common, self.factors, labels))
 
     def smoothed(self, sigma: float) -> "LowRankMixture":
         """The mixture with every covariance widened by `sigma² I`."""

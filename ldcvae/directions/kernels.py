@@ -14,6 +14,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ldcvae.exponentials import exp_or_zero
+
 __all__ = [
     "KERNELS",
     "Kernel",
@@ -100,7 +102,7 @@ class Kernel:
 
 
 def _rbf(squares: Tensor, bandwidth: float | Tensor) -> Tensor:
-    return torch.exp(squares / (-2.0 * bandwidth**2))
+    return exp_or_zero(squares / (-2.0 * bandwidth**2))
 
 
 def _rbf_slope(squares: Tensor, bandwidth: float | Tensor, value: Tensor) -> Tensor:
@@ -116,7 +118,7 @@ def _imq_slope(squares: Tensor, bandwidth: float | Tensor, value: Tensor) -> Ten
 
 
 def _laplace(squares: Tensor, bandwidth: float | Tensor) -> Tensor:
-    return torch.exp(-squares.sqrt() / bandwidth)
+    return exp_or_zero(squares.sqrt() / -bandwidth)
 
 
 def _laplace_slope(squares: Tensor, bandwidth: float | Tensor, value: Tensor) -> Tensor:

@@ -12,6 +12,7 @@ Neither is the field of `ldcvae.directions.stein`; both vanish in expectation wh
 In matmul form and by blocks of queries, with `rows` as in `ldcvae.directions.stein`.
 """
 
+import math
 from collections.abc import Callable, Iterable, Sequence
 
 import torch
@@ -20,6 +21,7 @@ from torch import Tensor
 from ldcvae.directions.blocks import own_positions, row_blocks
 from ldcvae.directions.kernels import distances_to
 from ldcvae.directions.stein import ALL, check_bandwidths
+from ldcvae.exponentials import softmax_or_zero
 
 __all__ = ["drift", "score_difference"]
 
@@ -39,8 +41,18 @@ def _check_counts(particles: Tensor, targets: Tensor) -> None:
         raise ValueError("needs at least 2 particles, since each leaves its own draw out")
 
 
-def _mean_shift(squares: Tensor, bandwidth: float | Tensor, points: Tensor) -> Tensor:
-    return torch.softmax(squares / (-2.0 * bandwidth**2), dim=1) @ points
+def _mean_shift(squares: Tensor, bandwidth: float | Tensor, points: Tensor, farthest: float) -> Tensor:
+    """(queries, d) means of the points, weighted by a kernel; no squared distance is above `farthest`."""
+    scale = 2.0 * bandwidth**2
+    most = farthest / float(scale) if math.isfinite(farthest) else math.inf
+    return softmax_or_zero(squares / -scale, most) @ points
+
+
+def _farthest(*sets: Tensor) -> float:
+    """A bound of all squared distances between rows; on a GPU, where the host would wait for it, infinity."""
+    if sets[0].is_cuda:
+        return math.inf
+    return 4.0 * max(float(points.square().sum(1).amax()) for points in sets)
 
 
 def score_difference(
@@ -85,7 +97,7 @@ def score_difference(
     n = len(particles)
     queries, columns = particles[at], torch.arange(n, device=particles.device)[at]
     infinity = particles.new_full((), float("inf"))
-    between, across = distances_to(particles), distances_to(targets)
+    between, across, farthest = distances_to(particles), distances_to(targets), _farthest(particles, targets)
     direction = torch.zeros_like(particles[rows])
     fields = [torch.zeros_like(queries) for _ in bandwidths] if smooth else []
     blocks = row_blocks(len(queries), n, _SCORE_MATRICES, particles)
@@ -95,7 +107,8 @@ def score_difference(
         to_targets = across(queries[block]).index_put(own, infinity)
         to_others = to_particles.index_put(own, infinity)
         for i, bandwidth in enumerate(bandwidths):
-            field = _mean_shift(to_targets, bandwidth, targets) - _mean_shift(to_others, bandwidth, particles)
+            field = _mean_shift(to_targets, bandwidth, targets, farthest)
+            field -= _mean_shift(to_others, bandwidth, particles, farthest)
             if smooth:
                 fields[i][block] = field
             else:
@@ -105,7 +118,7 @@ def score_difference(
         for block in [ALL] if once else row_blocks(len(queries), n, _SCORE_MATRICES, particles):
             squares = to_particles[rows] if once else between(queries[block])
             for bandwidth, field in zip(bandwidths, fields, strict=True):
-                direction[block] += _mean_shift(squares, bandwidth, field)
+                direction[block] += _mean_shift(squares, bandwidth, field, farthest)
     return direction / len(bandwidths)
 
 

@@ -84,6 +84,14 @@ def test_samples_have_the_moments_of_the_density(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", NAMES)
+def test_a_temperature_scales_what_draws_add_to_their_centre(name: str) -> None:
+    p = density(name, 3)
+    plain, centres, wide = (p.sample(50, torch.Generator().manual_seed(0), scale) for scale in (1.0, 0.0, 1.5))
+    assert torch.allclose(wide - centres, 1.5 * (plain - centres), atol=1e-6)
+    assert float((plain - centres).abs().max()) > 0.1
+
+
+@pytest.mark.parametrize("name", NAMES)
 def test_smoothed_is_the_law_of_noisy_draws(name: str) -> None:
     p, sigma = density(name, 1), 0.8
     clean = p.sample(100_000, torch.Generator().manual_seed(0))

@@ -39,6 +39,19 @@ def test_kernel_values_are_the_textbook_ones():
         torch.testing.assert_close(get_kernel(name).value(r2, 0.7), torch.tensor(values, dtype=torch.float64))
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("name", ["rbf", "laplace"])
+def test_no_kernel_value_or_slope_is_denormal(name, dtype):
+    kernel, squares = get_kernel(name), torch.logspace(0, 8, 5000, dtype=dtype)
+    value = kernel.value(squares, 1.0)
+    slope = kernel.slope(squares, 1.0, value).abs()
+    for found in (value, slope):
+        assert float(found[found > 0].min()) >= torch.finfo(dtype).tiny
+        assert int((found == 0).sum()) > 0
+    exact = torch.exp(-squares.double() / 2 if name == "rbf" else -squares.double().sqrt())
+    torch.testing.assert_close(value.double(), exact, rtol=1e-4, atol=4000 * torch.finfo(dtype).tiny)
+
+
 @pytest.mark.parametrize("name", KERNELS)
 def test_slope_is_finite_at_distance_zero(name):
     assert torch.isfinite(get_kernel(name).slope(torch.zeros(1), 1.0, torch.ones(1)) * torch.zeros(1)).all()
