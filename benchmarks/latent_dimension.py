@@ -4,8 +4,9 @@ Reads a folder of `autoencoder_search.py`. Every row's latents are decoded by th
 those trained on from it. Flow matching and MeanFlow get as many steps as the sampler net's whole training, its base
 included, has seconds for; from the base, whose fit takes its share, flow matching gets the sampler's number of steps.
 Where the base's components have several centres, a base of one each and the net from it show what those are worth.
-Rows that are done are kept. `base@1.2` and `sampler@1.2` draw at that temperature from the same noise; which one is
-chosen on validation images (`--split validation`, kept in a file of its own).
+Rows that are done are kept. `base@1.2`, `sampler@1.2` and `flow_matching@1.2` draw at that temperature from the same
+noise; which one is chosen on validation images (`--split validation`, kept in a file of its own). A rival is fitted
+once for all its temperatures.
 
     export OMP_NUM_THREADS=1
     python benchmarks/autoencoder_search.py --config configs/fashion_mnist.yaml --folder runs/curve \\
@@ -26,7 +27,7 @@ import torch
 from autoencoder_search import WORLD, judges_of, loaded, opened
 
 from ldcvae import LDCVAE, Encodings
-from ldcvae.rivals.fitting import Budget, Draw, Fitting
+from ldcvae.rivals.fitting import Budget, Draw, Fitting, at_temperature
 from ldcvae.training.encode import encode_split
 from ldcvae.training.heap import keep_freed_memory
 from ldcvae.training.world import keyed_generator
@@ -49,6 +50,7 @@ ROWS = {
     "encoder": "encoder, the bound",
     "held_out": "encoder, validation images",
 }
+TEMPERED = ("base", "sampler", "flow_matching")
 KEPT = {"test": "rivals.json", "validation": "rivals-validation.json"}
 PROBE = 30  # steps by which a learnt rival is timed
 COLUMNS = ("fd", "precision", "recall", "coverage")
@@ -65,12 +67,8 @@ def draw_of(
     row: str, model: LDCVAE, splits: dict[str, Encodings], run: Run, seconds: float, rival_steps: int | None
 ) -> tuple[Draw, float]:
     """A row's draw, and what fitting it took; a learnt rival gets so many steps, or as many as the seconds allow."""
-    row, _, degree = row.partition("@")
-    temperature = float(degree or 1)
     if row == "base":
-        return lambda n, noise: model.whitening.unwhiten(model.draw_base(n, noise, temperature)), 0.0
-    if degree:
-        return lambda n, noise: model.sample_latents(n, noise, temperature), 0.0
+        return lambda n, noise, *degree: model.whitening.unwhiten(model.draw_base(n, noise, *degree)), 0.0
     settings = run.config.sampler
     name = {"gmm_100": "gmm_tuned", "plain_base": "gmm_tuned", "plain_sampler": settings.direction}.get(row, row)
     components = {"gmm_100": 100.0, "plain_base": float(settings.base_components)}
@@ -129,9 +127,15 @@ def judge_autoencoder(
     splits = {split: encode_split(model, images[split], WORLD) for split in ("train", "validation")}
     # With one centre a component they are base and sampler themselves.
     same = () if model.config.base_centres > 1 else ("plain_base", "plain_sampler")
+    fitted: dict[str, tuple[Draw, float]] = {}
     for row in arguments.rows:
         if row not in done and row not in same:
-            draw, seconds = draw_of(row, model, splits, run, kept["seconds"]["sampler"], arguments.rival_steps)
+            name, _, degree = row.partition("@")
+            if name not in fitted:
+                own = kept["seconds"]["sampler"]
+                fitted = {name: draw_of(name, model, splits, run, own, arguments.rival_steps)}
+            draw, seconds = fitted[name]
+            draw = at_temperature(draw, float(degree)) if degree else draw
             done[row] = {"seconds": seconds} | judge_row(row, draw, decoders, judges, run, arguments.draws)
             record.write_text(json.dumps(done))
             words = f"d = {model.config.latent_dim}, seed {run.config.seed}, {row}: {brief(done[row])}"
@@ -181,8 +185,9 @@ def known(row: str) -> str:
         argparse.ArgumentTypeError: naming those there are.
     """
     name, _, degree = row.partition("@")
-    if name not in ROWS or (degree and name not in ("base", "sampler")):
-        raise argparse.ArgumentTypeError(f"{row!r} is none of {', '.join(ROWS)}, base@T, sampler@T")
+    if name not in ROWS or (degree and name not in TEMPERED):
+        ends = ", ".join(f"{name}@T" for name in TEMPERED)
+        raise argparse.ArgumentTypeError(f"{row!r} is none of {', '.join(ROWS)}, {ends}")
     return row
 
 

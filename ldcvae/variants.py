@@ -205,6 +205,7 @@ class Generator:
         reads: dotted keys of the configuration that its fit depends on; its figures are kept under their values.
         needs: package that must be installed, and how.
         fitted: whether there is anything to fit, whose seconds count.
+        tempered: whether its draw takes a third argument, the factor of the noise that it starts from.
     """
 
     name: str
@@ -218,6 +219,7 @@ class Generator:
     reads: tuple[str, ...] = ()
     needs: tuple[str, str] | None = None
     fitted: bool = True
+    tempered: bool = False
 
     @property
     def stages(self) -> tuple[str, ...]:
@@ -235,7 +237,10 @@ _FITS = "ldcvae.rivals.fits"
 _SIZE = tuple(f"sampler.{key}" for key in ("steps", "particles", "width", "depth", "ema", "posterior_noise"))
 # What a sampler's base mixture depends on.
 BASE_KEYS = ("sampler.base_components", "sampler.base_centres", "sampler.base_spread", "sampler.posterior_noise")
-_RATES: dict[str, Any] = {"knob": "learning rate", "candidates": (5e-4, 1e-3, 2e-3), "reads": _SIZE}
+_CLOSED: dict[str, Any] = {"kind": "closed", "tempered": True}
+_COMPONENTS: dict[str, Any] = {"knob": "components", "candidates": (20.0, 50.0, 100.0), "whole": True}
+_MIXTURE = lazy(f"{_FITS}:mixture")
+_RATES: dict[str, Any] = {"knob": "learning rate", "candidates": (5e-4, 1e-3, 2e-3), "reads": _SIZE, "tempered": True}
 _ONE_PASS = _RATES | {"passes": lambda budget, dim: 1}
 _FLOW = _RATES | {"passes": lambda budget, dim: budget.euler_steps, "reads": (*_SIZE, "compare.euler_steps")}
 _CHAIN: dict[str, Any] = {
@@ -265,25 +270,16 @@ def sampler_net(direction: Direction) -> Generator:
         candidates=(0.7, 1.0, 1.4),
         passes=lambda budget, dim: 1,
         reads=(*_SIZE, direction.bandwidths, *BASE_KEYS, *(f"sampler.{key}" for key in keys.split())),
+        tempered=True,
     )
 
 
 GENERATORS: Registry[Generator] = Registry("generator")
 for _generator in (
-    Generator("prior", "{prior}", lazy(f"{_FITS}:prior"), "closed", fitted=False),
-    Generator("gaussian", "Gaussian fit", lazy(f"{_FITS}:gaussian"), "closed"),
-    Generator(
-        "gmm", "GMM, {components} components", lazy(f"{_FITS}:mixture"), "closed", reads=("evaluate.gmm_components",)
-    ),
-    Generator(
-        "gmm_tuned",
-        "GMM, components chosen",
-        lazy(f"{_FITS}:mixture"),
-        "closed",
-        knob="components",
-        candidates=(20.0, 50.0, 100.0),
-        whole=True,
-    ),
+    Generator("prior", "{prior}", lazy(f"{_FITS}:prior"), fitted=False, **_CLOSED),
+    Generator("gaussian", "Gaussian fit", lazy(f"{_FITS}:gaussian"), **_CLOSED),
+    Generator("gmm", "GMM, {components} components", _MIXTURE, reads=("evaluate.gmm_components",), **_CLOSED),
+    Generator("gmm_tuned", "GMM, components chosen", _MIXTURE, **_COMPONENTS, **_CLOSED),
     Generator("two_stage", "second VAE (two-stage)", lazy(f"{_FITS}:two_stage"), **_ONE_PASS),
     Generator(
         "maf",
@@ -308,7 +304,9 @@ for _generator in (
 for _direction in DIRECTIONS.values():
     GENERATORS.register(sampler_net(_direction))
 GENERATORS.register(
-    Generator("sampler", "sampler net", lazy(f"{_FITS}:own_sampler"), "own", passes=lambda budget, dim: 1)
+    Generator(
+        "sampler", "sampler net", lazy(f"{_FITS}:own_sampler"), "own", passes=lambda budget, dim: 1, tempered=True
+    )
 )
 for _name, _label, _fit in (
     ("encoder", "encoder posterior", "posterior"),

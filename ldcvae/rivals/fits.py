@@ -11,7 +11,7 @@ from ldcvae.densities.kernel_mixture import KernelMixture
 from ldcvae.densities.mcmc import hmc, langevin
 from ldcvae.directions.kernels import nearest_neighbour_distance
 from ldcvae.model import LDCVAE
-from ldcvae.rivals.fitting import Draw, Fitting
+from ldcvae.rivals.fitting import Draw, Fitting, TemperedDraw
 from ldcvae.rivals.flows import fit_flow_matching, fit_mean_flow
 from ldcvae.rivals.generators import Fit, fit_autoregressive_flow, fit_two_stage
 from ldcvae.training.base import fit_base
@@ -37,22 +37,22 @@ __all__ = [
 ]
 
 
-def prior(fitting: Fitting) -> Draw:
+def prior(fitting: Fitting) -> TemperedDraw:
     """N(0, I), or the autoencoder's own learnt prior."""
     dim, device, learnt = fitting.dim, fitting.device, fitting.prior
     if learnt is not None:
         return KernelMixture(learnt.mean, learnt.log_variance).sample
-    return lambda n, noise: torch.randn(n, dim, generator=noise, device=device)
+    return lambda n, noise, temperature=1.0: temperature * torch.randn(n, dim, generator=noise, device=device)
 
 
-def gaussian(fitting: Fitting) -> Draw:
+def gaussian(fitting: Fitting) -> TemperedDraw:
     """One Gaussian with the aggregate posterior's moments."""
     mean = fitting.encodings.mean.mean(0)
     # Factored in float64: of nearly flat encodings float32 keeps no definite covariance.
     return Gaussian(mean.double(), fitting.encodings.exact_covariance()).to(dtype=mean.dtype).sample
 
 
-def mixture(fitting: Fitting) -> Draw:
+def mixture(fitting: Fitting) -> TemperedDraw:
     """A mixture fitted as the sampler net's base is; its setting is the number of components."""
     components = int(fitting.setting) if fitting.setting is not None else fitting.budget.components
     fitted = fit_aggregate(fitting.encodings, fitting.whitening, components, fitting.generator("fit"), fitting.seed)
@@ -108,17 +108,17 @@ def _fit(fitting: Fitting) -> Fit:
     )
 
 
-def two_stage(fitting: Fitting) -> Draw:
+def two_stage(fitting: Fitting) -> TemperedDraw:
     """See `fit_two_stage`; the setting of this and the next two is the learning rate."""
     return fitting.unwhitened(fit_two_stage(_fit(fitting)))
 
 
-def autoregressive_flow(fitting: Fitting) -> Draw:
+def autoregressive_flow(fitting: Fitting) -> TemperedDraw:
     """See `fit_autoregressive_flow`."""
     return fitting.unwhitened(fit_autoregressive_flow(_fit(fitting), fitting.budget.flow_transforms))
 
 
-def flow_matching(fitting: Fitting) -> Draw:
+def flow_matching(fitting: Fitting) -> TemperedDraw:
     """See `fit_flow_matching`."""
     return fitting.unwhitened(fit_flow_matching(_fit(fitting), fitting.budget.euler_steps))
 
@@ -129,7 +129,7 @@ def _with_own_sampler(fitting: Fitting, sampler: SamplerSettings) -> LDCVAE:
         return fitting.model.with_new_sampler(sampler.width, sampler.depth, *sampler.base_shape)
 
 
-def flow_matching_from_base(fitting: Fitting) -> Draw:
+def flow_matching_from_base(fitting: Fitting) -> TemperedDraw:
     """See `fit_flow_matching`; paths start at the mixture that is the sampler net's base."""
     sampler = replace(fitting.budget.sampler, base="gmm")
     model = _with_own_sampler(fitting, sampler)
@@ -137,12 +137,12 @@ def flow_matching_from_base(fitting: Fitting) -> Draw:
     return fitting.unwhitened(fit_flow_matching(_fit(fitting), fitting.budget.euler_steps, model.draw_base))
 
 
-def mean_flow(fitting: Fitting) -> Draw:
+def mean_flow(fitting: Fitting) -> TemperedDraw:
     """See `fit_mean_flow`."""
     return fitting.unwhitened(fit_mean_flow(_fit(fitting)))
 
 
-def sampler_net(fitting: Fitting) -> Draw:
+def sampler_net(fitting: Fitting) -> TemperedDraw:
     """A sampler net for the model's encodings, trained by the direction that the generator is named after.
 
     The setting is a factor of the bandwidths. Goes on from the newest of `fitting.kept`. The model's own net stays.
@@ -166,7 +166,7 @@ def sampler_net(fitting: Fitting) -> Draw:
     return model.sample_latents
 
 
-def own_sampler(fitting: Fitting) -> Draw:
+def own_sampler(fitting: Fitting) -> TemperedDraw:
     """The sampler net that the model was trained with."""
     return fitting.model.sample_latents
 

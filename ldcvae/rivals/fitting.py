@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import torch
 from torch import Tensor
@@ -12,10 +12,28 @@ from ldcvae.model import LDCVAE
 from ldcvae.training.settings import SamplerSettings
 from ldcvae.training.world import keyed_generator
 
-__all__ = ["Budget", "Draw", "Fitting", "Kept"]
+__all__ = ["Budget", "Draw", "Fitting", "Kept", "TemperedDraw", "at_temperature"]
 
 Draw = Callable[[int, torch.Generator], Tensor]
 """`(n, generator) -> (n, d)` latents, the generator on the device of the encodings."""
+
+
+class TemperedDraw(Protocol):
+    """A draw whose noise can be wider or narrower: what a record with `tempered` returns."""
+
+    def __call__(self, n: int, generator: torch.Generator, temperature: float = 1.0, /) -> Tensor:
+        """(n, d) latents, the noise that they start from times `temperature`."""
+
+
+def at_temperature(draw: Draw, temperature: float) -> Draw:
+    """A tempered draw at a temperature.
+
+    Example:
+        >>> wide = at_temperature(lambda n, noise, temperature=1.0: temperature * torch.ones(n, 1), 1.5)
+        >>> wide(1, torch.Generator())
+        tensor([[1.5000]])
+    """
+    return lambda n, noise: cast(TemperedDraw, draw)(n, noise, temperature)
 
 
 @dataclass(frozen=True)
@@ -121,6 +139,6 @@ class Fitting:
             return self.noise(purpose)
         return keyed_generator(self.device, self.seed, "compare", self.name, purpose)
 
-    def unwhitened(self, draw: Draw) -> Draw:
-        """A draw in whitened coordinates as one of latents."""
-        return lambda n, noise: self.whitening.unwhiten(draw(n, noise))
+    def unwhitened(self, draw: Callable[..., Tensor]) -> Callable[..., Tensor]:
+        """A draw in whitened coordinates as one of latents; with a temperature where it has one."""
+        return lambda n, noise, *temperature: self.whitening.unwhiten(draw(n, noise, *temperature))

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ldcvae.networks import residual_mlp
-from ldcvae.rivals.fitting import Draw
+from ldcvae.rivals.fitting import TemperedDraw
 from ldcvae.rivals.generators import Fit
 
 __all__ = ["fit_flow_matching", "fit_mean_flow"]
@@ -35,17 +35,20 @@ class _Velocity(nn.Module):
         return self.network(torch.cat(features, 1))
 
 
-def _normal(fit: Fit) -> Draw:
-    return lambda n, generator: torch.randn(n, fit.dim, generator=generator, device=generator.device)
+def _normal(fit: Fit) -> TemperedDraw:
+    def draw(n: int, generator: torch.Generator, temperature: float = 1.0) -> Tensor:
+        return temperature * torch.randn(n, fit.dim, generator=generator, device=generator.device)
+
+    return draw
 
 
-def fit_flow_matching(fit: Fit, euler_steps: int = 50, start: Draw | None = None) -> Draw:
+def fit_flow_matching(fit: Fit, euler_steps: int = 50, start: TemperedDraw | None = None) -> TemperedDraw:
     """Flow matching on straight paths from a start to the draws (Lipman et al. 2023, 2210.02747, eq. 23).
 
     Args:
         fit: how to train.
         euler_steps: passes of the velocity net per draw.
-        start: `(n, generator)` -> (n, d) whitened; None for N(0, I).
+        start: `(n, generator, temperature)` -> (n, d) whitened; None for N(0, I).
 
     Returns:
         A sampler that integrates the velocity by Euler's method.
@@ -68,8 +71,8 @@ def fit_flow_matching(fit: Fit, euler_steps: int = 50, start: Draw | None = None
     velocity = fit.run(network, loss)
 
     @torch.no_grad()
-    def draw(n: int, generator: torch.Generator) -> Tensor:
-        u = begin(n, generator)
+    def draw(n: int, generator: torch.Generator, temperature: float = 1.0) -> Tensor:
+        u = begin(n, generator, temperature)
         for step in range(euler_steps):
             u = u + velocity(u, u.new_full((n, 1), step / euler_steps)) / euler_steps
         return u
@@ -77,7 +80,7 @@ def fit_flow_matching(fit: Fit, euler_steps: int = 50, start: Draw | None = None
     return draw
 
 
-def fit_mean_flow(fit: Fit, start: Draw | None = None) -> Draw:
+def fit_mean_flow(fit: Fit, start: TemperedDraw | None = None) -> TemperedDraw:
     """MeanFlow: the mean velocity from t to r, learnt by its own identity; one pass a draw (Geng et al. 2505.13447).
 
     `m(u_t, t, r) = v + (r - t) d/dt m`, with the derivative along the path by a forward-mode product (eq. 6, time
@@ -85,7 +88,7 @@ def fit_mean_flow(fit: Fit, start: Draw | None = None) -> Draw:
 
     Args:
         fit: how to train.
-        start: `(n, generator)` -> (n, d) whitened; None for N(0, I).
+        start: `(n, generator, temperature)` -> (n, d) whitened; None for N(0, I).
 
     Returns:
         A sampler: one pass.
@@ -116,8 +119,8 @@ def fit_mean_flow(fit: Fit, start: Draw | None = None) -> Draw:
     average = fit.run(network, loss)
 
     @torch.no_grad()
-    def draw(n: int, generator: torch.Generator) -> Tensor:
-        u = begin(n, generator)
+    def draw(n: int, generator: torch.Generator, temperature: float = 1.0) -> Tensor:
+        u = begin(n, generator, temperature)
         return u + average(u, u.new_zeros(n, 1), u.new_ones(n, 1))
 
     return draw

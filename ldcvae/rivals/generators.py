@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from ldcvae.losses import gaussian_kl, split_posterior
 from ldcvae.networks import residual_mlp
-from ldcvae.rivals.fitting import Draw
+from ldcvae.rivals.fitting import TemperedDraw
 from ldcvae.training.phase import running_average
 from ldcvae.training.world import seeded_weights
 
@@ -81,7 +81,7 @@ class Fit:
         return average.module
 
 
-def fit_autoregressive_flow(fit: Fit, transforms: int = 5) -> Draw:
+def fit_autoregressive_flow(fit: Fit, transforms: int = 5) -> TemperedDraw:
     """Masked autoregressive flow by maximum likelihood (Papamakarios et al. 2017, 1705.07057), zuko's.
 
     Args:
@@ -109,9 +109,9 @@ def fit_autoregressive_flow(fit: Fit, transforms: int = 5) -> Draw:
     flow = fit.run(network, lambda u: -network().log_prob(u).mean())
 
     @torch.no_grad()
-    def draw(n: int, generator: torch.Generator) -> Tensor:
+    def draw(n: int, generator: torch.Generator, temperature: float = 1.0) -> Tensor:
         noise = torch.randn(n, fit.dim, generator=generator, device=generator.device)
-        return flow().transform.inv(noise)
+        return flow().transform.inv(temperature * noise)
 
     return draw
 
@@ -126,7 +126,7 @@ class _SecondStage(nn.Module):
         self.log_gamma = nn.Parameter(torch.zeros(()))
 
 
-def fit_two_stage(fit: Fit) -> Draw:
+def fit_two_stage(fit: Fit) -> TemperedDraw:
     """The second VAE of a two-stage VAE: latents of the latents, of the same dimension (1903.05789, section 4).
 
     Gaussian likelihood `N(u; D(v), γ² I)` with γ learnt; draws are `D(v) + γ ε`, v ~ N(0, I).
@@ -159,8 +159,8 @@ def fit_two_stage(fit: Fit) -> Draw:
     assert isinstance(second, _SecondStage)
 
     @torch.no_grad()
-    def draw(n: int, generator: torch.Generator) -> Tensor:
-        v, noise = torch.randn(2, n, fit.dim, generator=generator, device=generator.device)
+    def draw(n: int, generator: torch.Generator, temperature: float = 1.0) -> Tensor:
+        v, noise = temperature * torch.randn(2, n, fit.dim, generator=generator, device=generator.device)
         return second.decoder(v) + second.log_gamma.clamp(min=-5.0).exp() * noise
 
     return draw

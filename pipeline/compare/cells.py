@@ -40,6 +40,7 @@ __all__ = [
     "raised_formats",
     "read_autoencoder",
     "read_record",
+    "temperatures_of",
 ]
 
 # Of what the kinds of cells compute and keep; CONTRIBUTING.md says when to raise them. A generator's cell stands
@@ -163,6 +164,17 @@ def _read(config: Config, keys: Iterable[str]) -> dict[str, object]:
     return read_keys(config, tuple(key for key in keys if not came_later(key)))
 
 
+def temperatures_of(config: Config, name: str) -> list[float]:
+    """The temperatures that validation images choose a generator's from, in order.
+
+    Example:
+        >>> config = Config.model_validate({"compare": {"temperatures": [1.2, 1]}})
+        >>> temperatures_of(config, "gmm"), temperatures_of(config, "langevin")
+        ([1.0, 1.2], [1.0])
+    """
+    return sorted(set(config.compare.temperatures)) if GENERATORS[name].tempered else [1.0]
+
+
 def generator_cell(config: Config, parent: Cell, name: str, setting: float | None, second: str = "") -> Cell:
     """The cell of a generator on the autoencoder of `parent`, with its seed.
 
@@ -184,6 +196,8 @@ def generator_cell(config: Config, parent: Cell, name: str, setting: float | Non
     }
     if second:
         content["second"] = second
+    if (temperatures := temperatures_of(config, name)) != [1.0]:
+        content["temperatures"] = temperatures
     job = {
         "name": name,
         "setting": setting,

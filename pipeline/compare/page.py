@@ -46,9 +46,11 @@ COLUMNS = (
     _Column("latents_per_s", "Latents/s", "high", 0),
     _Column("passes", "Passes", "", 0),
     _Column("tried", "Settings tried", "", 0),
+    _Column("temperature", "Temperature", "", 2),
     _Column("seconds", "Training, s", "low", 1),
     _Column("peak_mb", "Peak, MB", "low", 0),
 )
+_ALWAYS = {column.key for column in COLUMNS} - {"fd_second", "temperature"}
 _AUTOENCODER = (
     _Column("mse", "MSE", "low", 5),
     _Column("fd", "FD", "low", 3),
@@ -131,14 +133,14 @@ def lines_of(records: Sequence[Mapping[str, Any]], columns: Sequence[_Column]) -
 
 
 def columns_of(records: Sequence[Mapping[str, Any]]) -> list[_Column]:
-    """The columns of these rows: without that of a second extractor where there was none.
+    """The columns of these rows: without those of a second extractor and of temperatures where there was none.
 
     Example:
         >>> "fd_second" in [column.key for column in columns_of([{"figures": {"fd": 1.0}}])]
         False
     """
-    second = any(record["figures"].get("fd_second") is not None for record in records)
-    return [column for column in COLUMNS if second or column.key != "fd_second"]
+    there = {key for key in ("fd_second", "temperature") for one in records if one["figures"].get(key) is not None}
+    return [column for column in COLUMNS if column.key in there | _ALWAYS]
 
 
 def _best(lines: Sequence[Line]) -> Line | None:

@@ -71,12 +71,17 @@ class CompareConfig(Section):
         [0.12, 0.3, 0.6], description="sampler.bandwidths of generator drift, before its factor"
     )
     euler_steps: Count = Field(50, description="passes of the flow matching generator")
+    temperatures: Annotated[list[Annotated[float, Field(gt=0, le=4)]], Field(min_length=1, max_length=16)] = Field(
+        [1.0],
+        description="factors of the noise that generators start from, chosen by FD to validation images for each "
+        "generator and seed; chains and bounds have 1",
+    )
     cpus_per_cell: Count = Field(1, description="CPUs and threads of a cell, one training or one generator")
     gpus_per_cell: Annotated[float, Field(ge=0)] | None = Field(
         None, description="GPUs of a cell, 0.25 for four cells a GPU; null: 1 where there are GPUs"
     )
 
-    later = frozenset({"decoder"})
+    later = frozenset({"decoder", "temperatures"})
 
     def conflict(self) -> str:
         """Rows of `only` that are not compared."""

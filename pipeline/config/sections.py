@@ -166,8 +166,8 @@ class SampleConfig(Section):
     temperature: Annotated[float, Field(gt=0, le=4)] = Field(
         1.0,
         description="standard deviation of the sampler net's base about its centres, as a factor, when images are "
-        "drawn, or judged by evaluate or tune: above 1 more various, below 1 more typical ones; training and compare "
-        "have 1",
+        "drawn, or judged by evaluate or tune: above 1 more various, below 1 more typical ones; training has 1, "
+        "compare its own",
     )
 
     later = frozenset({"temperature"})

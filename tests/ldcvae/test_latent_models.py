@@ -7,10 +7,11 @@ from ldcvae import LDCVAE, Encodings, LDCVAEConfig
 from ldcvae.densities.gaussian import GaussianMixture
 from ldcvae.metrics.latents import median_bandwidths, mmd2
 from ldcvae.rivals.fits import _fit
-from ldcvae.rivals.fitting import Budget, Fitting
+from ldcvae.rivals.fitting import Budget, Fitting, at_temperature
 from ldcvae.rivals.flows import fit_flow_matching, fit_mean_flow
 from ldcvae.rivals.generators import Fit, fit_autoregressive_flow, fit_two_stage
 from ldcvae.training.settings import SamplerSettings
+from ldcvae.variants import GENERATORS
 
 FITS = {
     "maf": fit_autoregressive_flow,
@@ -50,6 +51,40 @@ def test_draws_are_nearer_to_the_target_than_a_gaussian_fit(name: str) -> None:
     share = {"maf": 0.2, "flow_matching": 0.1, "two_stage": 0.8}[name]
     assert mmd2(draws, exact, bandwidths) < share * mmd2(gaussian, exact, bandwidths)
     assert float((draws[:, 0] < 0).float().mean()) == pytest.approx(0.7, abs=0.1)
+
+
+TEMPERED = [name for name, record in GENERATORS.items() if record.tempered and name != "sampler"]
+
+
+@pytest.mark.parametrize("name", TEMPERED)
+def test_a_temperature_widens_the_noise_that_a_generator_starts_from(name: str) -> None:
+    """Of encodings that are one Gaussian: its standard deviation times the temperature, of learnt ones roughly."""
+    if name == "maf":
+        pytest.importorskip("zuko")
+    noise = torch.Generator().manual_seed(0)
+    model = LDCVAE(LDCVAEConfig((1, 8, 8), latent_dim=2, width=16, depth=1))
+    encodings = Encodings(3.0 + 2.0 * torch.randn(1000, 2, generator=noise), torch.full((1000, 2), -9.0))
+    model.set_whitening(encodings.whitening())
+    sampler = SamplerSettings(steps=150, particles=128, width=32, depth=1, learning_rate=5e-3, base="gmm")
+    knob = {"gmm_tuned": 1.0}.get(name)
+    budget = Budget(sampler, components=1, euler_steps=10)
+    draw = GENERATORS[name].fit(Fitting(name, model, encodings, setting=knob, budget=budget))
+
+    def at(temperature: float) -> torch.Tensor:
+        return at_temperature(draw, temperature)(4000, torch.Generator().manual_seed(1))
+
+    with torch.no_grad():
+        one, wide = at(1.0), at(1.5)
+        assert torch.equal(one, draw(4000, torch.Generator().manual_seed(1)))
+    ratio, exact = wide.std(0) / one.std(0), GENERATORS[name].kind == "closed"
+    # What a network makes of noise that it has not seen in training, nobody says; it is wider in any case.
+    assert (
+        ratio.tolist() == pytest.approx([1.5, 1.5], rel=1e-4)
+        if exact
+        else bool(((ratio > 1.1) & (ratio < 1.6)).all())
+    )
+    if name != "prior":
+        assert wide.mean(0).tolist() == pytest.approx([3.0, 3.0], abs=0.3 if exact else 1.0)
 
 
 @pytest.mark.parametrize("name", FITS)

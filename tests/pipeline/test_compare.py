@@ -75,6 +75,7 @@ def test_every_name_has_a_label_a_knob_and_a_default() -> None:
         ("compare.only={vea: [gmm]}", "compare.only.vea: is not among compare.autoencoders: vae, beta_vae"),
         ("compare.only={vae: [gmn]}", "compare.only.vae: gmn is not among compare.generators: prior"),
         ("compare.only={vae: []}", "compare.only.vae: an empty list is not among"),
+        ("compare.temperatures=[1, 0]", "compare.temperatures.1: Input should be greater than 0"),
         ("compare.seeds=0", "compare.seeds: Input should be greater than or equal to 1"),
     ],
 )
@@ -111,6 +112,7 @@ LEARNT = {"two_stage", "maf", "mean_flow"} | FLOWS
         ("compare.euler_steps=7", FLOWS),
         ("compare.drift_temperatures=[1]", {"drift"}),
         ("compare.seeds=7", set()),
+        ("compare.temperatures=[1.0, 1.2]", {name for name, record in COMPARED.items() if record.tempered}),
         ("evaluate.draws=2", set(COMPARED)),
     ],
 )
@@ -287,6 +289,36 @@ def test_every_pair_is_compared_and_more_costs_what_is_new(tmp_path) -> None:
     for row in results["rows"]:
         assert row["values"]["fd"][0] == values["vae", row["generator"]]
         assert len(row["values"]["fd"]) == 2
+
+
+def test_validation_images_choose_a_temperature_for_each_generator_and_seed(tmp_path, monkeypatch) -> None:
+    compute_here(monkeypatch)
+    chosen = {"gaussian": [], "drift": [1.0], "langevin": [0.1], "encoder": []}
+    arguments = [
+        *SMALL,
+        "sampler.steps=5",
+        "compare.autoencoders={vae: []}",
+        f"compare.generators={json.dumps(chosen)}",
+    ]
+
+    def compare(temperatures: str) -> dict[str, dict[str, Any]]:
+        here("compare", tmp_path, *arguments, f"compare.temperatures={temperatures}")
+        results = json.loads((tmp_path / "tiny/compare/results.json").read_text())
+        assert results["failures"] == []
+        return {row["generator"]: row for row in results["rows"]}
+
+    one, some, wide, narrow = (compare(given) for given in ("[1]", "[4, 1, 0.05]", "[4]", "[0.05]"))
+    assert not any("temperature" in row["figures"] for row in one.values())
+    table = (tmp_path / "tiny/compare/results.csv").read_text()
+    assert "temperature" in table.splitlines()[0]
+    for name in ("langevin", "encoder"):  # kept as they were: they have no temperature
+        assert one[name] == some[name] == wide[name]
+    for name in ("gaussian", "drift"):
+        assert wide[name]["figures"]["temperature"] == 4.0
+        alone = {1.0: one[name], 4.0: wide[name], 0.05: narrow[name]}
+        assert some[name]["selection"] == min(row["selection"] for row in alone.values())
+        assert some[name]["figures"]["fd"] == alone[some[name]["figures"]["temperature"]]["figures"]["fd"]
+        assert len({row["figures"]["fd"] for row in alone.values()}) == 3
 
 
 @pytest.mark.slow
