@@ -47,7 +47,7 @@ __all__ = [
 # on an autoencoder's: raising the first number makes all cells anew.
 AUTOENCODER_FORMAT = 2
 DECODER_FORMAT = 7
-GENERATOR_FORMAT = 8
+GENERATOR_FORMAT = 9
 
 DECODER = "+decoder"
 """What the name of an autoencoder ends with whose decoder has had phase `decoder`."""
