@@ -26,17 +26,21 @@ def least_exponent(dtype: torch.dtype) -> float:
 
 
 def exp_or_zero(logits: Tensor) -> Tensor:
-    """`exp(logits)`, zero below `least_exponent`; overwrites the logits.
+    """`exp(logits)`, zero below `least_exponent`; may overwrite the logits.
 
     Example:
         >>> exp_or_zero(torch.tensor([0.0, -90.0]))
         tensor([1., 0.])
     """
+    if logits.is_cuda:
+        return torch.exp(logits)
     return torch.exp(torch.threshold_(logits, least_exponent(logits.dtype), -math.inf))
 
 
 def softmax_or_zero(logits: Tensor, most: float = math.inf) -> Tensor:
-    """Softmax along rows of (n, m) logits, zero where a share is below `least_exponent` of the row's largest.
+    """Softmax along rows of (n, m) logits, zero where a share is `least_exponent` below the row's largest.
+
+    May overwrite the logits: a direction's blocks have no room for another matrix of their size.
 
     Args:
         logits: (n, m); infinitely low ones have no share, and a row of such has shares of nan.
@@ -50,4 +54,4 @@ def softmax_or_zero(logits: Tensor, most: float = math.inf) -> Tensor:
     if logits.is_cuda or most < -least:
         return torch.softmax(logits, 1)
     floor = logits.amax(1, keepdim=True) + least
-    return torch.softmax(torch.where(logits < floor, -math.inf, logits), 1)
+    return torch.softmax(logits.masked_fill_(logits < floor, -math.inf), 1)
