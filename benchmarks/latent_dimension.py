@@ -133,7 +133,7 @@ def judge_autoencoder(
             name, _, degree = row.partition("@")
             if name not in fitted:
                 own = kept["seconds"]["sampler"]
-                fitted = {name: draw_of(name, model, splits, run, own, arguments.rival_steps)}
+                fitted[name] = draw_of(name, model, splits, run, own, arguments.rival_steps)
             draw, seconds = fitted[name]
             draw = at_temperature(draw, float(degree)) if degree else draw
             done[row] = {"seconds": seconds} | judge_row(row, draw, decoders, judges, run, arguments.draws)

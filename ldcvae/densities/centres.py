@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ldcvae.densities.em import start
 from ldcvae.densities.gaussian import GaussianMixture
+from ldcvae.exponentials import softmax_or_zero
 
 __all__ = ["LEAST_ROWS", "Centres", "split_components"]
 
@@ -99,7 +100,7 @@ def _with_one_covariance(x: Tensor, noise: Tensor, count: int, seed: int) -> tup
             return centres, sizes, 0.5 * (covariance + covariance.T)
         factor = torch.linalg.cholesky(covariance)
         squares = torch.cdist(_solved(factor, x), _solved(factor, centres[kept])).square()
-        shares = (sizes[kept].log() - 0.5 * squares).softmax(1)
+        shares = softmax_or_zero(sizes[kept].log() - 0.5 * squares)
 
 
 def _solved(factor: Tensor, rows: Tensor) -> Tensor:

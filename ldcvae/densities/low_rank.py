@@ -14,6 +14,7 @@ from ldcvae.densities.covariances import KINDS, choose_covariances
 from ldcvae.densities.factor_em import fit_factor_mixture
 from ldcvae.densities.gaussian import LOG_2PI, GaussianMixture, LatentDensity, checked_sigma
 from ldcvae.densities.noise import drawn_components, scaled_noise, standard_noise
+from ldcvae.exponentials import softmax_or_zero
 
 __all__ = ["LowRankMixture", "fit_gaussians"]
 
@@ -112,7 +113,10 @@ class LowRankMixture(LatentDensity):
     def score(self, z: Tensor) -> Tensor:
         """Score `Σₖ p(k | z) Cₖ⁻¹ (mₖ - z)` (n, d) at latents (n, d)."""
         return torch.cat(
-            [-torch.einsum("kn,knd->nd", log_joint.softmax(0), inverse) for log_joint, inverse in self._parts(z)]
+            [
+                -torch.einsum("nk,knd->nd", softmax_or_zero(log_joint.mT), inverse)
+                for log_joint, inverse in self._parts(z)
+            ]
         )
 
     def sample(self, n: int, generator: torch.Generator | None = None, temperature: float = 1.0) -> Tensor:
