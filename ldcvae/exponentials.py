@@ -53,5 +53,6 @@ def softmax_or_zero(logits: Tensor, most: float = math.inf) -> Tensor:
     least = least_exponent(logits.dtype)
     if logits.is_cuda or most < -least:
         return torch.softmax(logits, 1)
-    floor = logits.amax(1, keepdim=True) + least
-    return torch.softmax(logits.masked_fill_(logits < floor, -math.inf), 1)
+    # A threshold, which is vectorised as filling where a mask is set is not, and needs no mask.
+    below = logits.sub_(logits.amax(1, keepdim=True))
+    return torch.softmax(torch.threshold_(below, least, -math.inf), 1)
