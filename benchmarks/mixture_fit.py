@@ -73,8 +73,8 @@ def on_posteriors(components: int) -> None:
     report(f"plain EM / truncated EM, seconds, K = {components}, d = {dim}", ratio, "higher")
 
 
-# The package's file is asked for, not imported in a try: an editable install's finder supplies modules that the checkout
-# lacks from today's tree, and today's fit would be measured against itself.
+# Where the module lies is looked up, not tried by importing: modules that the checkout lacks would come from today's
+# tree by an editable install's finder, and today's fit would be measured against itself.
 BEFORE = """
 import importlib, pathlib, sys, time, torch
 torch.set_num_threads(1)

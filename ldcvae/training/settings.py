@@ -210,7 +210,7 @@ class SamplerSettings(_Settings):
     ] = 1.0
     width: Annotated[Count, Doc("hidden units of the residual MLP")] = 256
     depth: Annotated[Count, Doc("residual blocks")] = 3
-    steps: Annotated[Count, Doc("updates")] = 2000
+    steps: Annotated[Count, Doc("updates")] = 1250
     learning_rate: Annotated[Positive, Doc("Adam's peak rate, cosine to zero")] = 1e-3
     ema: Annotated[float, Ge(0), Lt(1), Doc("decay of the averaged weights; 0: none")] = 0.995
     checkpoint_steps: Annotated[Count, Doc("steps between checkpoints and validations of phase 2")] = 500

@@ -1,5 +1,8 @@
 """Drives a training on Ray Train: how many workers, with which resources, and what it says when they fail."""
 
+import contextlib
+import importlib
+import threading
 from typing import Any
 
 from ldcvae.checks import misfits
@@ -60,6 +63,13 @@ def _told(progress: Any) -> tuple[int | None, dict[str, Any]]:
     return len(failures), record
 
 
+def _import_ahead() -> None:
+    """Seconds of imports of the stages after this one, for which a driver that waits for workers has time."""
+    with contextlib.suppress(Exception):  # told by who needs them
+        for name in ("torch._dynamo", "sklearn.cluster"):  # by the first optimizer, the first k-means
+            importlib.import_module(name)
+
+
 def _fit(run: Run, name: str) -> dict[str, Any]:
     import ray.train
     from ray.train import CheckpointConfig, FailureConfig, LoggingConfig, RunConfig, ScalingConfig
@@ -95,6 +105,8 @@ def _fit(run: Run, name: str) -> dict[str, Any]:
         )
         if isinstance(workers, list):
             _replace_reservation(trainer, run.folder)
+        # Not before Ray has started its processes: a fork amid an import may hang.
+        threading.Thread(target=_import_ahead, daemon=True).start()
         try:
             return trainer.fit().return_value or {}  # type: ignore[attr-defined]
         except (ray.train.TrainingFailedError, ray.exceptions.RayError) as error:  # the latter: Train's own process
