@@ -6,18 +6,18 @@ with the same images, settings and seed end in the same weights.
 
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ldcvae.checks import check_phases, split_given
+from ldcvae.checks import check_phases, check_trainable, split_given
 from ldcvae.densities.covariances import base_fields
-from ldcvae.external import Decode, Encode, check_callables, check_scale
+from ldcvae.external import Decode, Encode, check_callables, check_finite, check_scale
 from ldcvae.losses import as_float
 from ldcvae.model import LDCVAE, LDCVAEConfig
-from ldcvae.perceptual import load_features
+from ldcvae.perceptual import check_features, load_features
 from ldcvae.training.autoencoder import AutoencoderPhase
 from ldcvae.training.decoder import DecoderPhase
 from ldcvae.training.encode import encode_split
@@ -31,6 +31,20 @@ __all__ = ["fit", "fit_sampler"]
 Callback = Callable[[dict[str, Any]], None]
 
 
+@contextmanager
+def _training() -> Iterator[None]:
+    """Gradients, float32 and the CPU by default, whatever the caller has around the call."""
+    at_cpu = nullcontext() if torch.get_default_device().type == "cpu" else torch.device("cpu")
+    kinds = [kind for kind in ("cpu", "cuda") if torch.is_autocast_enabled(kind)]
+    with ExitStack() as stack:
+        for context in (torch.inference_mode(False), torch.enable_grad(), at_cpu):
+            stack.enter_context(context)
+        for kind in kinds:
+            stack.enter_context(torch.autocast(kind, enabled=False))
+        yield
+
+
+@_training()
 def fit(
     images: Tensor,
     model: LDCVAE | None = None,
@@ -88,17 +102,23 @@ def fit(
     check_phases(train, decoder, phase_2)
     if model is not None and model.config.functions:
         raise ValueError("the model's encoder and decoder are functions, which cannot be trained: use fit_sampler")
+    if model is not None:
+        check_trainable(model, bool(between.epochs))
     if model is not None and latent_dim not in (None, model.config.latent_dim):
         raise ValueError(f"latent_dim is {latent_dim}, but the model's is {model.config.latent_dim}: give one")
     where = _where(device, model, train)
     file = between.features_file
     features = load_features(file, where) if file is not None else None
+    if features is not None:
+        check_features(features, _shape(train), where)
     with seeded_weights(seed):  # everything later is keyed by step
         if model is None:
             model = LDCVAE(_config(train, phase_1, phase_2, latent_dim))
         else:
             model.reset_sampler(phase_2.width, phase_2.depth, *phase_2.base_shape)
-            model.update_config(inverse_temperature=phase_1.inverse_temperature, decoder_epochs=0, adversarial=0.0)
+            # What it was drawn at suited its earlier sampler net.
+            changes = {"decoder_epochs": 0, "adversarial": 0.0, "temperature": 1.0}
+            model.update_config(inverse_temperature=phase_1.inverse_temperature, **changes)
     model = model.to(where).train()
     world = World(device=where)
     with _shown(progress) as show:
@@ -129,6 +149,7 @@ def fit(
         return _sampler(model, train, held_out, phase_2, seed, bool(phase_1.fused), show, callback, between.fits_base)
 
 
+@_training()
 def fit_sampler(
     autoencoder: LDCVAE | tuple[Encode, Decode],
     images: Tensor,
@@ -178,11 +199,15 @@ def fit_sampler(
     if isinstance(autoencoder, LDCVAE):
         model = autoencoder
     else:
+        if not isinstance(autoencoder, (tuple, list)) or len(autoencoder) != 2:
+            found = type(autoencoder).__name__
+            raise ValueError(f"autoencoder must be an LDCVAE or a pair (encode, decode), got {found}")
         dim = check_callables(*autoencoder, as_float(train[:2]).to(where))
         with seeded_weights(seed):  # of a first sampler net, so that the caller's random numbers stay as they are
             model = LDCVAE(LDCVAEConfig(_shape(train), dim, "custom", functions=True), *autoencoder).to(where)
     with seeded_weights(seed):
         model.reset_sampler(settings.width, settings.depth, *settings.base_shape)
+        model.update_config(temperature=1.0)
     with _shown(progress) as show:
         return _sampler(model.to(where), train, held_out, settings, seed, True, show, callback)
 
@@ -202,6 +227,8 @@ def _sampler(
     model.eval()
     world = World(device=model.device)
     encodings, held = (encode_split(model, part, world) for part in (train, held_out))
+    check_finite(encodings, "training")
+    check_finite(held, "validation")
     if model.config.functions:
         check_scale(encodings)
     second = SamplerPhase(model, encodings, held, settings, world, seed, fused, fitted=fitted)

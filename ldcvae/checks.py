@@ -8,7 +8,7 @@ from ldcvae.model import LDCVAE
 from ldcvae.training.settings import DecoderSettings, SamplerSettings
 from ldcvae.training.world import keyed_generator
 
-__all__ = ["check_phases", "misfits", "split_given"]
+__all__ = ["check_phases", "check_trainable", "misfits", "split_given"]
 
 _HELD_OUT = 10  # one image in so many validates, where no validation images are given
 _MOST_HELD_OUT = 5000
@@ -49,16 +49,44 @@ def check_phases(train: Tensor, decoder: DecoderSettings | None, sampler: Sample
         raise ValueError("decoder has settings, but epochs=0, which is no such phase; e.g. DecoderSettings(epochs=8)")
 
 
+def check_trainable(model: LDCVAE, between: bool) -> None:
+    """Nothing for a model whose autoencoder can be trained.
+
+    Args:
+        model: given to `fit`.
+        between: whether there is a phase `decoder`.
+
+    Raises:
+        ValueError: if no weight wants a gradient in phase 1, or none of the decoder's in phase `decoder`.
+    """
+    encoder, decoder = (
+        any(weight.requires_grad for weight in network.parameters()) for network in (model.encoder, model.decoder)
+    )
+    if not (decoder or (encoder and not between)):
+        what = "the decoder has" if encoder else "encoder and decoder have"
+        raise ValueError(f"{what} no weight that requires a gradient: set requires_grad_(True), or use fit_sampler")
+
+
 def _checked(name: str, images: Tensor, model: LDCVAE | None) -> Tensor:
     if not isinstance(images, Tensor) or images.ndim != 4:
         found = f"{tuple(images.shape)}" if isinstance(images, Tensor) else type(images).__name__
         raise ValueError(f"{name} must be a tensor (N, C, H, W), got {found}")
     if model is not None and tuple(images.shape[1:]) != model.config.image_shape:
         raise ValueError(f"{name} are {tuple(images.shape[1:])} each, but the model takes {model.config.image_shape}")
+    if 0 in images.shape:
+        raise ValueError(f"{name} are {tuple(images.shape)}, which holds no pixel")
+    if images.shape[3] in (1, 3, 4) and images.shape[1] > 4 and images.shape[2] > 4:
+        channels_last = f"{name} are {tuple(images.shape)}: channels come second"
+        raise ValueError(f"{channels_last}, as images.permute(0, 3, 1, 2) has them")
+    if images.dtype == torch.bool:
+        return images.float()
     if images.dtype == torch.uint8:
+        if int(images.max()) == 1:
+            raise ValueError(f"{name} are uint8 of 0 and 1, which are two kinds of black: give images.float()")
         return images
     if not images.is_floating_point():
         raise ValueError(f"{name} are {images.dtype}: give uint8, or floats in [0, 1]")
+    images = images.detach()
     low, high = float(images.min()), float(images.max())
     if not 0.0 <= low <= high <= 1.0:  # a NaN fails too
         raise ValueError(f"{name} run from {low:.4g} to {high:.4g}: floats must lie in [0, 1]; uint8 runs to 255")
@@ -73,10 +101,10 @@ def split_given(images: Tensor, validation: Tensor | None, model: LDCVAE | None,
     """
     if isinstance(images, Tensor) and images.ndim > 0 and len(images) < 2:
         raise ValueError(f"{len(images)} images are too few: give at least 2")
+    if isinstance(validation, Tensor) and validation.ndim > 0 and len(validation) == 0:
+        raise ValueError("validation holds no image: give some, or None to hold some out")
     images = _checked("images", images, model)
     if validation is not None:
-        if len(validation) == 0:
-            raise ValueError("validation holds no image: give some, or None to hold some out")
         validation = _checked("validation", validation, model)
         if validation.shape[1:] != images.shape[1:]:
             raise ValueError(f"validation images are {tuple(validation.shape[1:])}, images {tuple(images.shape[1:])}")

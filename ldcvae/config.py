@@ -75,6 +75,9 @@ class LDCVAEConfig:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "image_shape", tuple(self.image_shape))  # JSON has lists only
+        if len(self.image_shape) != 3 or min(self.image_shape) < 1 or self.latent_dim < 1:
+            shape, dim = self.image_shape, self.latent_dim
+            raise ValueError(f"image_shape is (C, H, W) and latent_dim at least 1, got {shape} and {dim}")
         if self.likelihood not in ("gaussian", "bernoulli"):
             raise ValueError(f"unknown likelihood {self.likelihood!r}: choose gaussian or bernoulli")
         if self.upsample not in UPSAMPLES:

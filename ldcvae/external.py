@@ -1,13 +1,15 @@
 """Networks from outside: tried out before they are used; autoencoders given by what they do, encode and decode."""
 
 from collections.abc import Callable
-from typing import TypeVar
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from ldcvae.encodings import Encodings
 from ldcvae.losses import LEAST_LOG_VARIANCE, MOST_LOG_VARIANCE
+from ldcvae.networks import evaluating
 
 __all__ = [
     "CallableDecoder",
@@ -17,6 +19,7 @@ __all__ = [
     "ToLogits",
     "beside",
     "check_callables",
+    "check_finite",
     "check_networks",
     "check_scale",
 ]
@@ -27,7 +30,7 @@ _LEAST_SPREAD = 0.01  # thirty times the standard deviation that stands for a po
 Encode = Callable[[Tensor], Tensor | tuple[Tensor, Tensor]]
 """Images (B, C, H, W) in [0, 1] -> mean and log variance, (B, d) each, or points (B, d)."""
 Decode = Callable[[Tensor], Tensor]
-"""Latents (B, d) -> images (B, C, H, W) in [0, 1]."""
+"""Latents (B, d), float32 -> images (B, C, H, W) in [0, 1]."""
 
 
 Model = TypeVar("Model", bound=nn.Module)
@@ -44,6 +47,30 @@ def beside(model: Model, *networks: object) -> Model:
     return model if weight is None else model.to(weight.device)
 
 
+def _judging(call: Callable[..., Any]) -> AbstractContextManager[None]:
+    """Evaluation mode of a module that is called like a function, or whose method is; of what one calls, unknown."""
+    network = call if isinstance(call, nn.Module) else getattr(call, "__self__", None)
+    return evaluating(network) if isinstance(network, nn.Module) else nullcontext()
+
+
+def _called(call: Callable[..., Any], batch: Tensor) -> Any:
+    with _judging(call):
+        return call(batch.clone())  # which may work in place
+
+
+def _mean_and_log_variance(found: Any) -> tuple[Tensor, Tensor]:
+    """Of what `encode` gave; of points the least log variance."""
+    parts = tuple(found) if isinstance(found, (tuple, list)) else (found,)
+    if len(parts) not in (1, 2) or not all(isinstance(part, Tensor) for part in parts):
+        kinds = ", ".join(type(part).__name__ for part in parts)
+        raise ValueError(
+            f"encode gives {kinds}: it must give a tensor (B, d), or two, mean and log variance; of an object take "
+            "these from it, as in encode=lambda x: …"
+        )
+    mean = parts[0]
+    return mean, parts[1] if len(parts) == 2 else torch.full_like(mean, LEAST_LOG_VARIANCE)
+
+
 class CallableEncoder(nn.Module):
     """`encode` as an encoder (B, C, H, W) -> (B, 2d); no module inside, so that nobody else's weights are saved."""
 
@@ -53,11 +80,7 @@ class CallableEncoder(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Means and log variances side by side."""
-        encoded = self.__dict__["encode"](images)
-        mean, log_variance = (
-            encoded if isinstance(encoded, tuple) else (encoded, torch.full_like(encoded, LEAST_LOG_VARIANCE))
-        )
-        return torch.cat([mean, log_variance], 1)
+        return torch.cat(_mean_and_log_variance(_called(self.__dict__["encode"], images)), 1)
 
 
 class CallableDecoder(nn.Module):
@@ -70,7 +93,28 @@ class CallableDecoder(nn.Module):
 
     def forward(self, latents: Tensor) -> Tensor:
         """The logits."""
-        return self.to_logits(self.__dict__["decode"](latents))
+        return self.to_logits(_called(self.__dict__["decode"], latents))
+
+
+def check_finite(encodings: Encodings, images: str) -> None:
+    """Nothing for posteriors that are numbers.
+
+    Args:
+        encodings: to look at.
+        images: what they are of.
+
+    Raises:
+        ValueError: naming the first image of which one is not finite.
+
+    Example:
+        >>> check_finite(Encodings(torch.tensor([[0.0], [torch.nan]]), torch.zeros(2, 1)), "validation")
+        Traceback (most recent call last):
+        ValueError: the encoder gives no finite mean and log variance for validation image 1
+    """
+    finite = (encodings.mean.isfinite() & encodings.log_variance.isfinite()).all(1)
+    if not bool(finite.all()):
+        first = int((~finite).nonzero()[0])
+        raise ValueError(f"the encoder gives no finite mean and log variance for {images} image {first}")
 
 
 def check_scale(encodings: Encodings) -> None:
@@ -117,23 +161,26 @@ def check_callables(encode: Encode, decode: Decode, images: Tensor) -> int:
     some = images[:2]
     with torch.no_grad():
         try:
-            encoded = encode(some)
+            encoded = _called(encode, some)
         except Exception as error:  # another library's code
             raise ValueError(
                 f"encode fails on images {tuple(some.shape)}: {type(error).__name__}: {error}"
             ) from error
-        mean, log_variance = encoded if isinstance(encoded, tuple) else (encoded, encoded)
+        mean, log_variance = _mean_and_log_variance(encoded)
         if mean.ndim != 2 or mean.shape != log_variance.shape or len(mean) != len(some):
             raise ValueError(
                 f"encode gives means {tuple(mean.shape)} and log variances {tuple(log_variance.shape)} for "
                 f"{len(some)} images: both must be ({len(some)}, d); flatten latents of another shape"
             )
+        latents = mean.float()  # whatever encode gives: so are the latents that are drawn
         try:
-            decoded = decode(mean)
+            decoded = _called(decode, latents)
         except Exception as error:  # likewise
             raise ValueError(
-                f"decode fails on latents {tuple(mean.shape)}: {type(error).__name__}: {error}"
+                f"decode fails on latents {tuple(latents.shape)} of float32: {type(error).__name__}: {error}"
             ) from error
+    if not isinstance(decoded, Tensor):
+        raise ValueError(f"decode gives {type(decoded).__name__}, where a tensor of images (B, C, H, W) is wanted")
     if decoded.shape != some.shape or not bool(((decoded >= 0) & (decoded <= 1)).all()):
         raise ValueError(
             f"decode gives {tuple(decoded.shape)} from {float(decoded.min()):.3g} to {float(decoded.max()):.3g}, "
@@ -169,8 +216,6 @@ def check_networks(encoder: nn.Module, decoder: nn.Module, shape: Shape, latent_
     Raises:
         ValueError: naming the network, what it gives and what is wanted.
     """
-    if len(shape) != 3 or min(shape) < 1 or latent_dim < 1:
-        raise ValueError(f"image_shape is (C, H, W) and latent_dim at least 1, got {shape} and {latent_dim}")
     images = torch.rand(2, *shape, generator=torch.Generator().manual_seed(0))
     encoded = _try_out("encoder", encoder, images)
     if tuple(encoded.shape) != (2, 2 * latent_dim):

@@ -1,6 +1,5 @@
 """LDC-VAE: encoder, decoder and the sampler net whose draws replace the prior's."""
 
-import contextlib
 import copy
 import os
 from dataclasses import replace
@@ -20,6 +19,7 @@ from ldcvae.external import CallableDecoder, CallableEncoder, Decode, Encode, To
 from ldcvae.losses import LogDensity, as_float, gaussian_kl, reconstruction_loss, split_posterior
 from ldcvae.model_card import card_body, remove_own_card
 from ldcvae.networks import SamplerNet, build_decoder, build_encoder, evaluating
+from ldcvae.pretrained import read_from
 
 __all__ = ["LDCVAE", "LDCVAEConfig"]
 
@@ -35,6 +35,7 @@ class LDCVAE(
 
     `decode(sample_latents(n))` draws images in one forward pass of two networks: the sampler net has been
     trained by SVGD to follow the aggregate of the encoder's posteriors, which is what the decoder knows.
+    Weights are float32; for another type draw under `torch.autocast`.
 
     Args:
         config: an `LDCVAEConfig`.
@@ -134,8 +135,8 @@ class LDCVAE(
             Traceback (most recent call last):
             ValueError: the encoder gives (2, 8) for (2, 1, 8, 8) images, but latent_dim=8 needs (2, 16): ...
         """
-        check_networks(encoder, decoder, image_shape, latent_dim, logits)
         config = LDCVAEConfig(image_shape, latent_dim, "custom", likelihood=likelihood, logits=logits)
+        check_networks(encoder, decoder, image_shape, latent_dim, logits)
         return beside(cls(config, encoder, decoder), encoder, decoder)
 
     def update_config(self, **changes: Any) -> None:
@@ -303,17 +304,11 @@ class LDCVAE(
 
         Raises:
             FileNotFoundError: if the folder holds no model.
-            ValueError: if the model has networks of its own that are not given, or do not fit its weights.
+            ValueError: if a file is damaged, or the model has networks of its own that are not given, or do not fit.
         """
         source = os.fspath(pretrained_model_name_or_path)
-        if not source.startswith("hub:") and not os.path.isfile(os.path.join(source, "model.safetensors")):
-            remedy = "give the folder that save_pretrained wrote (a run's model/), or hub:USER/MODEL to download"
-            raise FileNotFoundError(f"{source} holds no model.safetensors: {remedy}")
         # Without it weights that are missing would stay at their random start.
         kwargs.setdefault("strict", True)
-        with contextlib.redirect_stdout(None):  # huggingface_hub prints that it loads from a local directory
-            try:
-                model = super().from_pretrained(source.removeprefix("hub:"), **kwargs)
-            except RuntimeError as error:
-                raise ValueError(f"the weights of {source} do not fit the networks: {error}") from None
+        with read_from(source):
+            model = super().from_pretrained(source.removeprefix("hub:"), **kwargs)
         return beside(model, kwargs.get("encoder"), kwargs.get("decoder")).eval()

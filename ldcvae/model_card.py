@@ -1,6 +1,6 @@
 """The card that goes with a model's weights: what it is, how it was made, how good it is, what it is not for."""
 
-import json
+import hashlib
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -19,16 +19,14 @@ A variational autoencoder whose sampler net draws the latents that its decoder w
 ```python
 from ldcvae import LDCVAE
 
-model = LDCVAE.from_pretrained("FOLDER")  # the folder of this file, or hub:USER/MODEL
+model = LDCVAE.from_pretrained("FOLDER"{pair})  # the folder of this file, or hub:USER/MODEL
 images = model.sample(16{drawn})  # (16, {shape}), in [0, 1]
 ```
 
 ## How it was made
 
 - Data: {data}.
-- Latents of {d} dimensions; network {network}, width {width}, depth {depth}; likelihood {likelihood},
-  lambda = {temperature:g}.
-- {decoder}.
+- {networks}.
 - Sampler net: {sampler_depth} residual layers of {sampler_width} units on {base}.
 
 ## How good it is
@@ -74,27 +72,40 @@ def card_body(
     components = config.base_components
     places = f" of up to {config.base_centres} centres each" if config.base_centres > 1 else ""
     channels, height, width = config.image_shape
-    return _TEXT.format(
+    body = _TEXT.format(
         size=f"{height}x{width} pixels, {channels} channel{'s' * (channels > 1)}",
         shape=", ".join(str(side) for side in config.image_shape),
         data=data or "not recorded",
         drawn="" if config.temperature == 1 else f", temperature={config.temperature:g}",
-        d=config.latent_dim,
-        network=config.network,
-        width=config.width,
-        depth=config.depth,
-        likelihood=config.likelihood,
-        temperature=config.inverse_temperature,
-        decoder=(config.decoder_note or "decoder as phase 1 left it").capitalize(),
+        pair=", encoder=encoder, decoder=decoder" if config.network == "custom" else "",
+        networks=_networks(config),
         sampler_depth=config.sampler_depth,
         sampler_width=config.sampler_width,
         base=f"a mixture of {components} Gaussians{places}" if components else "N(0, I)",
         figures=table,
     )
+    return f"{body}\n<!-- ldcvae {_digest(body)} -->\n"
+
+
+def _digest(body: str) -> str:
+    return hashlib.sha256(body.strip().encode()).hexdigest()[:16]
+
+
+def _networks(config: LDCVAEConfig) -> str:
+    """What makes and takes the latents."""
+    dimensions = f"Latents of {config.latent_dim} dimensions"
+    if config.functions:
+        return f"{dimensions}; encoder and decoder of another library, whose weights are not in this folder"
+    own = config.network == "custom"
+    network = "networks of their own code" if own else f"network {config.network}, width {config.width}"
+    depth = "" if own else f", depth {config.depth}"
+    decoder = (config.decoder_note or "decoder as phase 1 left it").capitalize()
+    loss = f"likelihood {config.likelihood},\n  lambda = {config.inverse_temperature:g}"
+    return f"{dimensions}; {network}{depth}; {loss}.\n- {decoder}"
 
 
 def remove_own_card(folder: Path) -> None:
-    """Remove README.md if it is what `card_body` says, without figures, of the model of the folder's config.json.
+    """Remove README.md if it is as `card_body` made it, which the digest at its end tells.
 
     Example:
         >>> import tempfile
@@ -105,10 +116,11 @@ def remove_own_card(folder: Path) -> None:
         True
     """
     card = folder / "README.md"
-    try:
-        content = json.loads((folder / "config.json").read_bytes())
-        content["image_shape"] = tuple(content["image_shape"])
-        if card_body(LDCVAEConfig(**content)) in card.read_text(errors="replace"):
-            card.unlink()
-    except (AttributeError, FileNotFoundError, KeyError, TypeError, ValueError):
-        return  # there is none, or another program's
+    if not card.is_file():
+        return
+    text, marker, digest = card.read_text(errors="replace").rpartition("<!-- ldcvae ")
+    before, heading, body = text.partition("# LDC-VAE for images of ")
+    before = before.strip()  # what the hub puts on top, and nobody's words
+    ours = before.startswith("---") and before.endswith("---")
+    if marker and ours and digest.removesuffix("-->\n").strip() == _digest(heading + body):
+        card.unlink()

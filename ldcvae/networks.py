@@ -38,12 +38,13 @@ def evaluating(network: nn.Module) -> Iterator[None]:
         >>> network.training
         True
     """
-    mode = network.training
+    modes = {module: module.training for module in network.modules()}  # a part may be frozen by its own
     network.eval()
     try:
         yield
     finally:
-        network.train(mode)
+        for module, mode in modes.items():
+            module.training = mode
 
 
 def _mlp(sizes: Sequence[int]) -> list[nn.Module]:
@@ -203,7 +204,8 @@ def choose_network(name: str, shape: Shape) -> str:
     if any(side % multiple for side in shape[1:]):
         raise ValueError(
             f"network {name!r} needs image sides divisible by {multiple}, got {shape[1]}x{shape[2]}: "
-            "resize the images (data.image_size) or use mlp"
+            "resize the images (data.image_size in a pipeline's configuration), or use network mlp, in Python "
+            "LDCVAE(LDCVAEConfig(image_shape, network='mlp'))"
         )
     return name
 

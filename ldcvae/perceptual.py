@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-__all__ = ["feature_distance", "load_features"]
+__all__ = ["check_features", "feature_distance", "load_features"]
 
 Features = Callable[[Tensor], Tensor | Sequence[Tensor]]
 """Images (B, C, H, W) in [0, 1] -> features (B, K, …), of one layer or a list of several."""
@@ -50,6 +50,25 @@ def load_features(source: str | Path | bytes, device: torch.device | str = "cpu"
     for weight in network.parameters():
         weight.requires_grad_(False)
     return network.eval()
+
+
+def check_features(network: Features, image_shape: tuple[int, int, int], device: torch.device | str) -> None:
+    """Nothing for a network that gives features of images of this shape.
+
+    Raises:
+        ValueError: with the last line of its error.
+
+    Example:
+        >>> check_features(nn.Conv2d(3, 4, 3), (1, 8, 8), "cpu")
+        Traceback (most recent call last):
+        ValueError: no features of images (1, 8, 8): Given groups=1, weight of size [4, 3, 3, 3], expected input...
+    """
+    nothing = torch.zeros(2, *image_shape, device=device)
+    try:
+        feature_distance(network, nothing, nothing)
+    except (RuntimeError, ValueError, AttributeError) as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[-1]
+        raise ValueError(f"no features of images {image_shape}: {reason}") from None
 
 
 def feature_distance(network: Features, images: Tensor, targets: Tensor) -> Tensor:

@@ -238,6 +238,7 @@ _SIZE = tuple(f"sampler.{key}" for key in ("steps", "particles", "width", "depth
 # What a sampler's base mixture depends on.
 BASE_KEYS = ("sampler.base_components", "sampler.base_centres", "sampler.base_spread", "sampler.posterior_noise")
 _CLOSED: dict[str, Any] = {"kind": "closed", "tempered": True}
+_NOISE = "sampler.posterior_noise"
 _COMPONENTS: dict[str, Any] = {"knob": "components", "candidates": (20.0, 50.0, 100.0), "whole": True}
 _MIXTURE = lazy(f"{_FITS}:mixture")
 _RATES: dict[str, Any] = {"knob": "learning rate", "candidates": (5e-4, 1e-3, 2e-3), "reads": _SIZE, "tempered": True}
@@ -278,8 +279,8 @@ GENERATORS: Registry[Generator] = Registry("generator")
 for _generator in (
     Generator("prior", "{prior}", lazy(f"{_FITS}:prior"), fitted=False, **_CLOSED),
     Generator("gaussian", "Gaussian fit", lazy(f"{_FITS}:gaussian"), **_CLOSED),
-    Generator("gmm", "GMM, {components} components", _MIXTURE, reads=("evaluate.gmm_components",), **_CLOSED),
-    Generator("gmm_tuned", "GMM, components chosen", _MIXTURE, **_COMPONENTS, **_CLOSED),
+    Generator("gmm", "GMM, {components} components", _MIXTURE, reads=("evaluate.gmm_components", _NOISE), **_CLOSED),
+    Generator("gmm_tuned", "GMM, components chosen", _MIXTURE, reads=(_NOISE,), **_COMPONENTS, **_CLOSED),
     Generator("two_stage", "second VAE (two-stage)", lazy(f"{_FITS}:two_stage"), **_ONE_PASS),
     Generator(
         "maf",

@@ -55,7 +55,9 @@ def gaussian(fitting: Fitting) -> TemperedDraw:
 def mixture(fitting: Fitting) -> TemperedDraw:
     """A mixture fitted as the sampler net's base is; its setting is the number of components."""
     components = int(fitting.setting) if fitting.setting is not None else fitting.budget.components
-    fitted = fit_aggregate(fitting.encodings, fitting.whitening, components, fitting.generator("fit"), fitting.seed)
+    noise = fitting.budget.sampler.posterior_noise
+    source, seed = fitting.generator("fit"), fitting.seed
+    fitted = fit_aggregate(fitting.encodings, fitting.whitening, components, source, seed, noise=noise)
     return fitting.unwhitened(fitted.to(dtype=fitting.encodings.mean.dtype).sample)
 
 

@@ -36,7 +36,9 @@ def resolve_auto(settings: AutoencoderSettings, device: torch.device, network: n
     choices = {
         # CPUs without AVX-512 BF16 run bfloat16 an order of magnitude slower than float32; older GPUs emulate it.
         "bf16": cuda and torch.cuda.is_bf16_supported(including_emulation=False),
-        "channels_last": any(weight.ndim == 4 for weight in network.parameters()),
+        # Of a weight or buffer of five dimensions torch knows no such format.
+        "channels_last": any(weight.ndim == 4 for weight in network.parameters())
+        and all(part.ndim <= 4 for part in (*network.parameters(), *network.buffers())),
         "fused": True,
         "compile": False,  # no gain has been measured, and one compiled network failed (docs/performance.md)
     }

@@ -16,7 +16,7 @@ from torch import nn
 
 from ldcvae.densities.covariances import base_fields
 from ldcvae.model import LDCVAE, LDCVAEConfig
-from ldcvae.perceptual import feature_distance, load_features
+from ldcvae.perceptual import check_features, load_features
 from pipeline.config.errors import ConfigError, PipelineError
 from pipeline.config.sections import Config
 from pipeline.store.folder import Folder
@@ -85,11 +85,9 @@ def perceptual_features(
         return None
     try:
         network = load_features(content, device)
-        nothing = torch.zeros(2, *image_shape, device=device)
-        feature_distance(network, nothing, nothing)
-    except (RuntimeError, ValueError) as error:
-        reason = str(error).strip().splitlines()[-1]
-        raise ConfigError(f"decoder.perceptual_weights: {config.decoder.perceptual_weights}: {reason}") from None
+        check_features(network, image_shape, device)
+    except ValueError as error:
+        raise ConfigError(f"decoder.perceptual_weights: {config.decoder.perceptual_weights}: {error}") from None
     return network
 
 
