@@ -83,9 +83,8 @@ class Encodings:
 
     def exact_covariance(self) -> Tensor:
         """The same in float64: in float32 the small eigenvalues of nearly flat encodings would be rounding errors."""
-        return torch.cov(self.mean.T.double()).reshape(2 * self.mean.shape[1:]) + torch.diag(
-            self.log_variance.double().exp().mean(0)
-        )
+        of_means = torch.cov(self.mean.T.double(), correction=0).reshape(2 * self.mean.shape[1:])
+        return of_means + torch.diag(self.log_variance.double().exp().mean(0))
 
     def whitening(self) -> Whitening:
         """The whitening of the aggregate posterior (symmetric square root, in float64)."""

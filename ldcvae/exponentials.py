@@ -51,7 +51,7 @@ def softmax_or_zero(logits: Tensor, most: float = math.inf) -> Tensor:
         tensor([[1., 0.]])
     """
     least = least_exponent(logits.dtype)
-    if logits.is_cuda or most < -least:
+    if logits.is_cuda or logits.requires_grad or most < -least:  # a gradient needs what would be overwritten
         return torch.softmax(logits, 1)
     # A threshold, which is vectorised as filling where a mask is set is not, and needs no mask.
     below = logits.sub_(logits.amax(1, keepdim=True))

@@ -55,6 +55,9 @@ def reconstruction_loss(logits: Tensor, images: Tensor, likelihood: str) -> Tens
     Returns:
         (B,) or (B, M).
 
+    Raises:
+        ValueError: for another likelihood.
+
     Example:
         >>> reconstruction_loss(torch.zeros(1, 1, 2, 2), torch.zeros(1, 1, 2, 2), "gaussian")  # 4 · 0.5²
         tensor([1.])
@@ -62,6 +65,8 @@ def reconstruction_loss(logits: Tensor, images: Tensor, likelihood: str) -> Tens
     images = images.expand_as(logits)
     if likelihood == "gaussian":
         pixelwise = functional.mse_loss(torch.sigmoid(logits), images, reduction="none")
+    elif likelihood != "bernoulli":
+        raise ValueError(f"unknown likelihood {likelihood!r}: choose gaussian or bernoulli")
     else:
         pixelwise = functional.binary_cross_entropy_with_logits(logits, images, reduction="none")
     return pixelwise.flatten(-3).sum(-1)

@@ -48,7 +48,7 @@ def elbo_step(
         inverse_temperature: lambda.
         likelihood: see `reconstruction_loss`.
         consistency: c in [0, 1]; the prior energy is `(1 - c)|z|²/2 + c E(z)` with E the learnt latent energy.
-        latent_score: `z (n, d) -> -∇E(z)`, needed when c > 0.
+        latent_score: `z (n, d) -> -∇E(z)`; None, as before there is such an energy: c counts as 0.
 
     Returns:
         Detached 0-d means over the batch: loss, reconstruction (per image), kl.

@@ -113,7 +113,7 @@ class KernelMixture(LatentDensity):
             return energy
         components = len(self.means)
         hidden = exclude.sum(1) if exclude.dtype == torch.bool else (exclude >= 0).to(torch.int64)
-        return energy + torch.log1p(-hidden.clamp(max=components - 1) / components)
+        return energy + torch.log1p(-hidden.clamp(max=components - 1).to(energy) / components)
 
     def score(self, z: Tensor, exclude: Tensor | None = None) -> Tensor:
         """Score `Σᵢ p(i | z) (μᵢ - z) / vᵢ` (n, d) at latents (n, d); `exclude` and errors as in `energy`."""

@@ -170,10 +170,15 @@ def median_distance(x: Tensor) -> Tensor:
 
     Of more than 2048 rows 1,025 to 2,048 are taken, evenly spaced: all n² distances would not fit.
 
+    Raises:
+        ValueError: with fewer than two rows.
+
     Example:
         >>> float(median_distance(torch.tensor([[0.0], [1.0], [3.0]])))
         2.0
     """
+    if x.shape[0] < 2:
+        raise ValueError(f"median_distance needs at least 2 rows, got {x.shape[0]}")
     x = spread(x)
     return _off_diagonal(squared_distances(x, x)).sqrt().median()
 

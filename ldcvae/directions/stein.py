@@ -86,6 +86,7 @@ def stein_direction(
     n = particles.shape[0]
     if not self_term and n < 2:
         raise ValueError("self_term=False needs at least 2 particles")
+    particles = particles - particles.mean(0)  # differences are made of sums, which far from the origin lose them
     # The kernel mass is a property of the whole set, so normalising needs all pairs on every rank.
     at = ALL if normalise else rows
     queries, columns = particles[at], torch.arange(n, device=particles.device)[at]
@@ -156,7 +157,8 @@ def particle_direction(particles: Tensor, score: Tensor, variance: Tensor) -> Te
     squares = torch.cdist(particles, particles, compute_mode="donot_use_mm_for_euclid_dist").square()
     value = torch.exp(squares / (-2.0 * square))
     value = value - torch.diag_embed(torch.diagonal(value, dim1=-2, dim2=-1))
-    repulsion = value.sum(-1, keepdim=True) * particles - value @ particles
+    near = particles - particles.mean(1, keepdim=True)  # as in `stein_direction`
+    repulsion = value.sum(-1, keepdim=True) * near - value @ near
     return (value @ score + repulsion / square) / mass
 
 

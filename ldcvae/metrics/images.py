@@ -208,7 +208,8 @@ def kid(
         within: `kid_within(y)`, where many x are compared with one y; without subsets only.
 
     Raises:
-        ValueError: on bad inputs (naming the row of a non-finite value) or subsets larger than the samples.
+        ValueError: on bad inputs (naming the row of a non-finite value), or subsets larger than the samples or
+            given together with `within`.
 
     References:
         Bińkowski et al. 2018, 1801.01401.
@@ -221,6 +222,8 @@ def kid(
     x, y = check_pair(x, y)
     if subsets is None:
         return KID(unbiased_mmd2(x, y, _cubic, chunk, within), None)
+    if within is not None:
+        raise ValueError("within is of all samples, and subsets have others: give one of the two")
     if subsets < 1:
         raise ValueError(f"subsets must be at least 1, got {subsets}")
     if not 2 <= subset_size <= min(len(x), len(y)):

@@ -14,7 +14,7 @@ from ldcvae.metrics.images import check_pair, check_samples, mean_within, unbias
 
 __all__ = ["median_bandwidths", "mmd2", "mmd2_within", "nearest_distance", "sliced_wasserstein"]
 
-_NEAREST_ROWS = 1024  # of the distance matrix of `nearest_distance` held at a time
+_NEAREST_ROWS, _NEAREST_PAIRS = 1024, 2**25  # of the distance matrix of `nearest_distance` held at a time
 _MEDIAN_ROWS = 2000  # whose pairwise distances the median is taken over: all n² would not fit
 _PROJECTIONS_AT_A_TIME = 32
 _MOST_DOUBLINGS = 8  # of a kernel to make the next: each rounds once more
@@ -199,5 +199,6 @@ def nearest_distance(x: Tensor, y: Tensor) -> float:
         2.0
     """
     x, y = check_pair(x, y, least=1)
-    nearest = [squared_distances(part, y).amin(1).sqrt() for part in x.split(_NEAREST_ROWS)]
+    rows = max(1, min(_NEAREST_ROWS, _NEAREST_PAIRS // len(y)))
+    nearest = [squared_distances(part, y).amin(1).sqrt() for part in x.split(rows)]
     return float(torch.cat(nearest).mean())

@@ -32,7 +32,7 @@ from pipeline.tune.trial import Shared, Trial, phases_of
 
 __all__ = ["run"]
 
-FORMAT = 7  # of trials and their figures: another one is another study; CONTRIBUTING.md says when to raise it
+FORMAT = 8  # of trials and their figures: another one is another study; CONTRIBUTING.md says when to raise it
 
 # Keys of `tune` that change how the search is carried out, not what a trial's figures mean.
 _OPERATIONAL = {
