@@ -17,6 +17,7 @@ CONFIGS = Path(__file__).parents[2] / "configs"
 SHAPES = {"mnist": (1, 28, 28), "cifar10": (3, 32, 32), "celeba64": (3, 64, 64), "fashion_mnist": (1, 28, 28)}
 SHAPES |= {
     "fashion_mnist_study": (1, 28, 28),
+    "fashion_mnist_16_study": (1, 28, 28),
     "fashion_mnist_64_study": (1, 28, 28),
     "emoji": (3, 32, 32),
     "digits": (1, 8, 8),
