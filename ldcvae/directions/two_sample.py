@@ -95,7 +95,8 @@ def score_difference(
 
     Example:
         >>> z, y = torch.tensor([[0.0], [0.1]]), torch.tensor([[5.0], [5.1]])
-        >>> score_difference(z, y, [1.0])  # each particle is sent from the other particle to the other target
+        >>> field = score_difference(z, y, [1.0])  # each particle is sent from the other particle to the other target
+        >>> field.round(decimals=4)
         tensor([[5.],
                 [5.]])
     """

@@ -314,7 +314,7 @@ def read_keys(config: Config, keys: tuple[str, ...]) -> dict[str, object]:
 
     Example:
         >>> read_keys(Config(), ("sampler.steps", "compare.euler_steps"))
-        {'sampler.steps': 2000, 'compare.euler_steps': 50}
+        {'sampler.steps': 1250, 'compare.euler_steps': 50}
     """
     content = config.model_dump(mode="json")
     return {key: content[section][name] for key in keys for section, _, name in [key.partition(".")]}
