@@ -116,9 +116,7 @@ def fit(
             model = LDCVAE(_config(train, phase_1, phase_2, latent_dim))
         else:
             model.reset_sampler(phase_2.width, phase_2.depth, *phase_2.base_shape)
-            # What it was drawn at suited its earlier sampler net.
-            changes = {"decoder_epochs": 0, "adversarial": 0.0, "temperature": 1.0}
-            model.update_config(inverse_temperature=phase_1.inverse_temperature, **changes)
+            model.update_config(inverse_temperature=phase_1.inverse_temperature, decoder_epochs=0, adversarial=0.0)
     model = model.to(where).train()
     world = World(device=where)
     with _shown(progress) as show:
@@ -207,7 +205,6 @@ def fit_sampler(
             model = LDCVAE(LDCVAEConfig(_shape(train), dim, "custom", functions=True), *autoencoder).to(where)
     with seeded_weights(seed):
         model.reset_sampler(settings.width, settings.depth, *settings.base_shape)
-        model.update_config(temperature=1.0)
     with _shown(progress) as show:
         return _sampler(model.to(where), train, held_out, settings, seed, True, show, callback)
 

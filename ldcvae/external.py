@@ -235,13 +235,9 @@ def check_networks(encoder: nn.Module, decoder: nn.Module, shape: Shape, latent_
 
 
 def _try_out(name: str, network: nn.Module, batch: Tensor) -> Tensor:
-    modes = {module: module.training for module in network.modules()}
     weight = next(network.parameters(), None)
     try:
-        with torch.no_grad():
-            return network.eval()(batch if weight is None else batch.to(weight.device)).cpu()
+        with torch.no_grad(), evaluating(network):
+            return network(batch if weight is None else batch.to(weight.device)).cpu()
     except (RuntimeError, TypeError, AttributeError, IndexError) as error:
         raise ValueError(f"the {name} fails on a batch of shape {tuple(batch.shape)}: {error}") from error
-    finally:
-        for module, mode in modes.items():
-            module.training = mode

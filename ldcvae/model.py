@@ -146,14 +146,15 @@ class LDCVAE(
     def reset_sampler(self, width: int, depth: int, base_components: int, base_centres: int = 1) -> None:
         """An untrained sampler net of another size, with a base mixture of so many components (0: N(0, I)).
 
-        Their covariances are of the kind that suits d and their number.
+        Their covariances are of the kind that suits d and their number. The temperature, which suited the net before,
+        is 1 again.
 
         Raises:
             ValueError: for more than one centre a component where covariances are not full.
         """
         where = self.device
         base = base_fields(self.config.latent_dim, base_components, base_centres)
-        self.update_config(sampler_width=width, sampler_depth=depth, **base)
+        self.update_config(sampler_width=width, sampler_depth=depth, temperature=1.0, **base)
         self._build_sampler()
         self.to(where)
 
